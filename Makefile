@@ -1,0 +1,56 @@
+# `make` alone lists what there is. Everything runs inside .venv, which `make setup` makes and keeps as requirements.lock says.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format lock bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything locked; nothing to do the second time (PYTHON=python3.12 chooses the interpreter)
+
+# A lock or a pyproject.toml newer than the mark installs again; so does an interpreter that no longer starts.
+ifneq ($(shell test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null && echo alive),alive)
+.PHONY: $(READY)
+endif
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "danlu needs Python 3.11 or newer, and there is no $(PYTHON) here: sudo apt install python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "danlu needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -c 'import platform; print(platform.python_version())'). Another one: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python cannot make virtual environments: sudo apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 2; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing requirements.lock into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY) ## fine-tune a real model on the bundled sample and ask it before and after
+	$(BIN)/danlu finetune examples/demo.yaml out=runs/demo
+
+test: $(READY) ## run the tests (ARGS="-k resume" chooses)
+	$(BIN)/pytest -q $(ARGS)
+
+check: $(READY) ## linter, formatter, types, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## write the code in the one style, and mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lock: ## newest versions that pyproject.toml allows -> requirements.lock (TORCH=2.14.0 moves torch, which stays exact)
+	@PYTHON=$(PYTHON) scripts/lock $(TORCH)
+
+bench: $(READY) ## measure against peers and against the machine
+	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
+
+clean: ## caches and builds away; .venv and runs/ stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,382 @@
+"""The command line: one command a stage, `key=value` everywhere. Imports nothing heavy before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danlu.core.errors import UserError, nearest
+
+
+Printer = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What stands behind `danlu COMMAND`. words: without `=`. settings: key=value. json, debug: the two switches."""
+
+    words: list[str]
+    settings: dict[str, str]
+    json: bool = False
+    debug: bool = False
+
+    def take(self, **known: Callable[[str], Any]) -> dict[str, Any]:
+        """The settings of a command that has its own keys, converted; an unknown one is an error."""
+        result = {}
+        for key, value in self.settings.items():
+            if key not in known:
+                raise UserError(f"unknown key {key!r}", nearest(key, known) if known else "this command has no keys")
+            try:
+                result[key] = known[key](value)
+            except ValueError:
+                expected = {int: "a whole number", float: "a number"}.get(known[key], "another value")  # type: ignore[call-overload]
+                raise UserError(f"{key}: found {value!r}, expected {expected}", f"for example {key}=1") from None
+        return result
+
+    def run(self, usage: str) -> Any:
+        """The one run that the command is about."""
+        from danlu.core.run import open_run
+
+        if not self.words:
+            raise UserError("no run named", usage)
+        return open_run(self.words[0])
+
+    def say(self, text: str) -> None:
+        """Words for a person: beside the output a program reads, if there is one."""
+        print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+
+    def output(self, content: Any, text: Callable[[Any], str]) -> None:
+        print(
+            json.dumps(content, ensure_ascii=False, indent=1, default=str) if self.json else text(content), flush=True
+        )
+
+    @property
+    def speaker(self) -> Printer:
+        return self.say if self.json else print
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of `danlu --help`."""
+
+    usage: str
+    about: str
+    action: Callable[[Call], int | None]
+    examples: Sequence[str] = field(default=())
+
+
+def asked(call: Call) -> Any:
+    from danlu.experiment import ask
+    from danlu.recipes.catalogue import RECIPES
+
+    return ask(RECIPES.get, call.words, call.settings, extra=("out",))
+
+
+def finetune(call: Call) -> None:
+    from danlu.stages.train import finetune as stage
+
+    run = stage(asked(call), say=call.speaker)
+    finished(call, run)
+
+
+def finished(call: Call, run: Any) -> None:
+    from danlu.stages.inspect import one_run
+
+    call.output(
+        one_run(run),
+        lambda found: (
+            f"run: {found['run']}  (try it: danlu {'chat' if found['recipe'] == 'chat' else 'predict'} {found['run']})"
+        ),
+    )
+
+
+def preflight(call: Call) -> None:
+    from danlu.stages.preflight import preflight as stage
+
+    found = stage(asked(call), say=call.speaker)
+    if call.json:
+        call.output(found, str)
+
+
+def resume(call: Call) -> None:
+    from danlu.stages.train import go_on
+
+    call.take()
+    run = call.run("danlu resume RUN")
+    finished(call, go_on(run, None, call.speaker))
+
+
+def evaluate(call: Call) -> None:
+    from danlu.stages.evaluate import evaluate as stage
+    from danlu.stages.evaluate import summary
+
+    keys = call.take(data=str, answers=int)
+    result = stage(call.run("danlu evaluate RUN [data=FILE]"), say=call.say if call.json else print, **keys)
+    call.output(result, lambda found: "\n".join(summary(found)))
+
+
+SAMPLING = {
+    "max_new_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "seed": int,
+    "repetition_penalty": float,
+}
+
+
+def predict(call: Call) -> None:
+    from danlu.stages.predict import predict as stage
+
+    keys = call.take(data=str, **SAMPLING)
+    run = call.run("danlu predict RUN 'a text' | data=FILE")
+    data = keys.pop("data", None)
+    if (data is None) == (len(call.words) < 2):
+        raise UserError("expected texts or data=FILE, one of the two", "danlu predict RUN 'a text' 'another'")
+    result = stage(run, call.words[1:] or None, data, **keys)
+    call.output(result, lambda found: "\n".join(one_answer(each) for each in found))
+
+
+def one_answer(found: dict[str, Any]) -> str:
+    if "label" in found:
+        return f"{found['label']}  {found['probabilities'][found['label']]:.3f}  {found['input'][:100]!r}"
+    return str(found["answer"])
+
+
+def chat(call: Call) -> None:
+    from danlu.stages.predict import chat as stage
+
+    keys = call.take(**SAMPLING)
+    stage(call.run("danlu chat RUN"), **keys)
+
+
+def merge(call: Call) -> None:
+    from danlu.stages.merge import merge as stage
+
+    keys = call.take(out=Path)
+    finished(call, stage(call.run("danlu merge RUN [out=DIR]"), keys.get("out"), call.speaker))
+
+
+def report(call: Call) -> None:
+    from danlu.stages.report import write
+
+    call.take()
+    page = write(call.run("danlu report RUN").path)
+    call.output({"report": str(page)}, lambda found: str(found["report"]))
+
+
+def runs(call: Call) -> None:
+    from danlu.core.run import open_run
+    from danlu.stages import inspect
+
+    call.take()
+    verb, *names = call.words or ["list"]
+    if verb == "list" and not names:
+        call.output(
+            inspect.runs(),
+            lambda found: table(found, ("run", "status", "recipe", "model", "steps", "validation_loss", "created")),
+        )
+    elif verb == "compare" and len(names) == 2:
+        call.output(inspect.compare_runs(open_run(names[0]), open_run(names[1])), compared)
+    elif verb == "delete" and names:
+        for name in names:
+            removed = inspect.remove(name)
+            call.say(f"deleted {removed.path}")
+    else:
+        raise UserError(
+            f"found {' '.join(call.words)}", "danlu runs | danlu runs compare ONE TWO | danlu runs delete RUN…"
+        )
+
+
+def show(call: Call) -> None:
+    from danlu.core.run import HOME, is_run, open_run
+    from danlu.stages import inspect
+
+    name = call.words[0] if call.words else ""
+    if name and not call.settings and (is_run(Path(name)) or is_run(HOME / name)):
+        found = inspect.settings_of(open_run(name))
+    else:
+        found = inspect.settings_asked(asked(call))
+    rows = [{"key": key, **entry} for key, entry in found.items()]
+    call.output(found, lambda _: table(rows, ("key", "value", "origin", "about")))
+
+
+def models(call: Call) -> None:
+    from danlu.stages import inspect
+
+    call.take()
+    rows = inspect.models()
+    shown = [
+        {**row, "parameters": f"{row['parameters'] / 1e6:,.0f} M", "languages": ",".join(row["languages"])}
+        for row in rows
+    ]
+    columns = ("name", "parameters", "context", "languages", "licence", "about")
+    note = "\na folder, a .gguf file, a hub name (owner/model) or a run works as well: model=…"
+    call.output(rows, lambda _: table(shown, columns) + note)
+
+
+def recipes(call: Call) -> None:
+    from danlu.recipes.catalogue import described
+
+    call.take()
+    call.output(described(), lambda found: table(found, ("recipe", "about", "sets")))
+
+
+def doctor(call: Call) -> None:
+    from danlu.stages import inspect
+
+    call.take()
+    call.output(inspect.doctor(), indented)
+
+
+COMMANDS = {
+    "finetune": Command(
+        "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune
+    ),
+    "preflight": Command(
+        "RECIPE|FILE.yaml [key=value …]", "what would be learned, dropped and spent, without training", preflight
+    ),
+    "resume": Command("RUN", "go on where a run stopped, bit for bit", resume),
+    "evaluate": Command("RUN [data=FILE] [answers=N]", "figures with intervals on held-out rows", evaluate),
+    "predict": Command("RUN TEXT … | data=FILE [max_new_tokens=N …]", "labels or answers", predict),
+    "chat": Command("RUN [temperature=T …]", "talk to it", chat),
+    "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
+    "report": Command("RUN", "write the page of a run again", report),
+    "runs": Command("[compare ONE TWO | delete RUN …]", "list, compare or delete runs", runs),
+    "show": Command(
+        "RUN|FILE.yaml|RECIPE [key=value …]", "every setting, its value, its origin and what it means", show
+    ),
+    "models": Command("", "pretrained models that install by name", models),
+    "recipes": Command("", "experiments to start from", recipes),
+    "doctor": Command("", "what this machine has, what is missing, what it can train", doctor),
+}
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Columns as wide as their widest cell; the last one runs on."""
+    if not rows:
+        return "nothing yet"
+    cells = [list(columns)] + [[cell(row.get(column)) for column in columns] for row in rows]
+    widths = [min(48, max(len(line[place]) for line in cells)) for place in range(len(columns))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def compared(found: dict[str, Any]) -> str:
+    one, two = found["runs"]
+    lines = [f"settings that differ ({one} | {two}):"]
+    lines += [f"  {key}: {cell(pair[0])} | {cell(pair[1])}" for key, pair in found["settings"].items()] or ["  none"]
+    lines.append("test:" if found["same_test"] else "test (on different rows, so not comparable):")
+    for name, pair in found["metrics"].items():
+        shown = [f"{each['value']:.4g} [{each['low']:.4g}, {each['high']:.4g}]" if each else "-" for each in pair]
+        lines.append(f"  {name}: {shown[0]} | {shown[1]}")
+    return "\n".join(lines)
+
+
+def indented(content: Any, depth: int = 0) -> str:
+    """Nested data as indented `key: value` lines; bytes in units a person reads."""
+    pad = "  " * depth
+    if isinstance(content, dict):
+        lines = []
+        for key, value in content.items():
+            if isinstance(value, (dict, list)) and value:
+                lines += [f"{pad}{key}:", indented(value, depth + 1)]
+            elif key.endswith("_bytes") and isinstance(value, (int, float)):
+                lines.append(f"{pad}{key.removesuffix('_bytes')}: {value / 1e9:.2f} GB")
+            else:
+                lines.append(f"{pad}{key}: {cell(value) if value != [] else 'nothing'}")
+        return "\n".join(lines)
+    return "\n".join(indented(each, depth) if isinstance(each, dict) else f"{pad}{each}" for each in content)
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["danlu: from data to a model of your own", "", "usage: danlu COMMAND [key=value …] [--json] [--debug]", ""]
+    lines += [f"  {name.ljust(width)}  {command.about}" for name, command in COMMANDS.items()]
+    lines += ["", "`danlu COMMAND --help` says more. First steps: danlu doctor; danlu finetune chat data=my.jsonl"]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> Call:
+    words, settings, switches = [], {}, {"json": False, "debug": False}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            if argument[2:] not in switches:
+                raise UserError(
+                    f"unknown switch {argument}", "settings are written key=value; switches are --json and --debug"
+                )
+            switches[argument[2:]] = True
+        elif equals and key.isidentifier():
+            if key in settings:
+                raise UserError(f"{key}= is given twice", "keep one of them")
+            settings[key] = value
+        else:
+            words.append(argument)
+    return Call(words, settings, **switches)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 done, 2 bad input, 130 stopped by Ctrl-C with everything saved."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"danlu {version('danlu')}")
+        return 0
+    debug = "--debug" in given
+    try:
+        name, *rest = given
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}", nearest(name, COMMANDS))
+        command = COMMANDS[name]
+        if "--help" in rest or "-h" in rest:
+            print(f"danlu {name} {command.usage}\n  {command.about}")
+            if "key=value" in command.usage:
+                print(f"  `danlu show {'chat'}` lists every key, its default and what it means")
+            return 0
+        return command.action(parse(rest)) or 0
+    except UserError as error:
+        if debug:
+            raise
+        print(f"danlu: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndanlu: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":
+            print(f"danlu: {error}", file=sys.stderr)
+            return 130
+        if debug:
+            raise
+        print(
+            f"danlu: a fault in danlu: {type(error).__name__}: {error}\n  fix: run it again with --debug and report what it prints",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

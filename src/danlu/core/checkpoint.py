@@ -1,0 +1,139 @@
+"""Checkpoints: a directory that is either whole and verified, or not there.
+
+Written beside its place, flushed to the disk, sealed by a manifest of SHA-256 sums, renamed. Tensors lie in safetensors, the rest
+in JSON; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danlu.core.cache import sha256
+from danlu.core.errors import UserError
+
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on the disk."""
+
+    path: Path
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        """The JSON part."""
+        loaded: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
+        return loaded
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """One of the tensor files, for example `weights`."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / f"{name}.safetensors")
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Checkpoint:
+    """Write `folder/step-XXXXXXXX` atomically.
+
+    Raises:
+        UserError: the disk is full or cannot be written; nothing half-written stays, earlier checkpoints are untouched.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    building = folder / f".building-{step:08d}-{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        for name, part in tensors.items():
+            save_file(
+                {key: value.detach().contiguous() for key, value in part.items()}, building / f"{name}.safetensors"
+            )
+        (building / "state.json").write_text(json.dumps(state, ensure_ascii=False), "utf-8")
+        files = {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())
+        }
+        (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
+        for path in building.iterdir():
+            flush(path)
+        flush(building)
+        if final.exists():  # the same step again, after a resume from an earlier one
+            shutil.rmtree(final)
+        building.rename(final)
+        flush(folder)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error.strerror or error}; {free / 1e6:,.0f} MB free)",
+            "make room, then `danlu resume` the run: it goes on from the checkpoint before",
+        ) from error
+    except Exception as error:  # safetensors reports a full disk as an error of its own
+        shutil.rmtree(building, ignore_errors=True)
+        if "SafetensorError" not in type(error).__name__:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error}; {free / 1e6:,.0f} MB free)",
+            "make room, then `danlu resume` the run: it goes on from the checkpoint before",
+        ) from error
+    return Checkpoint(final, step)
+
+
+def verify(path: Path) -> str | None:
+    """None when every file of the manifest is there and has its SHA-256, else what is wrong."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        for name, expected in manifest["files"].items():
+            if "/" in name or not (path / name).is_file():
+                return f"{name} is missing"
+            if (path / name).stat().st_size != expected["bytes"] or sha256(path / name) != expected["sha256"]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with each newer one that was passed by."""
+    complaints: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        wrong = verify(path)
+        if wrong is None:
+            return Checkpoint(path, int(path.name.removeprefix("step-"))), complaints
+        complaints.append(f"{path}: {wrong}; passed by")
+    return None, complaints
+
+
+def rotate(folder: Path, keep: int = 2, protect: int | None = None) -> None:
+    """Delete old checkpoints, but never before `keep` newer ones verify, and never the step `protect` (the best)."""
+    for left in folder.glob(".building-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    verified = 0
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if verified < keep:
+            verified += verify(path) is None
+        elif path.name != f"step-{protect if protect is not None else -1:08d}":
+            shutil.rmtree(path)
+
+
+def flush(path: Path) -> None:
+    """Push a file's bytes, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

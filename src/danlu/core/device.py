@@ -1,0 +1,309 @@
+"""What this machine is: cores, instructions, memory, disk, and the settings that follow from it. No torch before it is asked for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from danlu.core.cache import cache_folder, entries
+
+
+PACKAGES = ("danlu", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A graphics card that torch can use. bfloat16: its matrix units multiply it."""
+
+    name: str
+    memory_bytes: int
+    bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory and disks in bytes.
+
+    cores: physical cores this process may use: its affinity mask and its container's quota, a core counted once whatever its threads.
+    amx, avx512, bf16: AMX tiles for bfloat16, AVX-512, and any instruction that multiplies bfloat16 (AMX or AVX-512-BF16).
+    memory_total, memory_available: the smaller of the machine's and the container's.
+    gpus: looked for only when asked, since that imports torch. compiler: of C++, for torch.compile; None when there is none.
+    """
+
+    system: str
+    cpu: str
+    cores: int
+    amx: bool
+    avx512: bool
+    bf16: bool
+    memory_total: int
+    memory_available: int
+    gpus: tuple[GPU, ...]
+    compiler: str | None
+    python: str
+    versions: dict[str, str | None]
+    cache: Path
+    cache_bytes: int
+    cache_free: int
+    here_free: int
+
+
+def machine(gpus: bool = False) -> Machine:
+    """This machine, now. `gpus=True` imports torch to look for them."""
+    flags, (total, available), cache = _cpu_flags(), _memory(), cache_folder()
+    amx = "amx_bf16" in flags
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=_cpu_model(),
+        cores=_cores(),
+        amx=amx,
+        avx512="avx512f" in flags,
+        bf16=amx or "avx512_bf16" in flags,
+        memory_total=total,
+        memory_available=available,
+        gpus=_gpus() if gpus else (),
+        compiler=next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None),
+        python=platform.python_version(),
+        versions={name: _version(name) for name in PACKAGES},
+        cache=cache,
+        cache_bytes=sum(size for _, size in entries(cache)),
+        cache_free=_free(cache),
+        here_free=_free(Path.cwd()),
+    )
+
+
+def pick_precision(found: Machine) -> tuple[str, str]:
+    """(bfloat16 or float32, why) for the matrix products."""
+    if found.gpus and all(gpu.bfloat16 for gpu in found.gpus):
+        return "bfloat16", f"{found.gpus[0].name} multiplies bfloat16"
+    if found.bf16:
+        return "bfloat16", "the CPU multiplies bfloat16 (AMX)" if found.amx else "the CPU multiplies bfloat16 (AVX-512)"
+    return "float32", "the CPU has neither AMX nor AVX-512 for bfloat16, which would be slower"
+
+
+def pick_threads(found: Machine) -> tuple[int, str]:
+    """(threads, why): one for each physical core; two threads on one core fight for its multipliers."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit) > 0:
+        return int(limit), "OMP_NUM_THREADS says so"
+    return found.cores, f"{found.cores} physical core{'s' * (found.cores != 1)} usable"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far (resident, high water)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def probe(seconds: float = 0.3) -> dict[str, float]:
+    """Measured speed: bf16_gflops and float32_gflops of a [512, 512] matrix product, read_gb_per_s of memory. About `seconds` in all.
+
+    The best of the repetitions: everything that disturbs a measurement makes it slower.
+    """
+    import torch
+
+    def best(run: Any, work: float) -> float:
+        run()
+        least, end = float("inf"), time.perf_counter() + seconds / 3
+        while time.perf_counter() < end or least == float("inf"):
+            start = time.perf_counter()
+            run()
+            least = min(least, time.perf_counter() - start)
+        return work / least / 1e9
+
+    size, long = 512, torch.ones(1 << 25)  # 128 MiB: past every cache
+    speeds = {}
+    with torch.no_grad():
+        for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+            left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+            speeds[f"{name}_gflops"] = best(lambda left=left, right=right: left @ right, 2.0 * size**3)
+        speeds["read_gb_per_s"] = best(long.sum, float(long.nbytes))
+    return speeds
+
+
+def trainable_parameters(memory: int, precision: str = "float32") -> dict[str, int]:
+    """The largest models (parameters) that fit in `memory` bytes, keyed by method.
+
+    full: weights, gradient and Adam's two moments in float32, 16 bytes a parameter. lora: the frozen weights, 4 bytes (2 more for
+    their bfloat16 copy). A quarter of the memory is left for activations and everything else.
+    """
+    usable = memory * 3 // 4
+    copy = 2 if precision == "bfloat16" else 0
+    return {"full": usable // (16 + copy), "lora": usable // (4 + copy)}
+
+
+def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, Any]:
+    """What `danlu doctor` says: `machine`, `derived`, `can_train`, `missing`. Plain data; the command line prints it."""
+    precision, precision_why = pick_precision(found)
+    threads, threads_why = pick_threads(found)
+    memory = min((gpu.memory_bytes for gpu in found.gpus), default=found.memory_available)
+    missing = [f"the package {name} is not installed" for name in _absent(found)]
+    if found.compiler is None:
+        missing.append("no C++ compiler: torch.compile is off; everything works without it")
+    if found.cache_free < 2 << 30:
+        missing.append(
+            f"only {found.cache_free / 1e9:.1f} GB free for the cache {found.cache}: weights may not fit; set DANLU_CACHE"
+        )
+    if not _writable(found.cache):
+        missing.append(f"the cache {found.cache} cannot be written: set DANLU_CACHE to a folder you may write to")
+    return {
+        "machine": {
+            "system": found.system,
+            "cpu": found.cpu,
+            "cores": found.cores,
+            "amx": found.amx,
+            "avx512": found.avx512,
+            "bf16": found.bf16,
+            "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in found.gpus],
+            "memory_total_bytes": found.memory_total,
+            "memory_available_bytes": found.memory_available,
+            "compiler": found.compiler,
+            "python": found.python,
+            "versions": found.versions,
+            "cache": str(found.cache),
+            "cache_bytes": found.cache_bytes,
+            "cache_free_bytes": found.cache_free,
+            "here_free_bytes": found.here_free,
+        },
+        "derived": {
+            "precision": {"value": precision, "reason": precision_why},
+            "threads": {"value": threads, "reason": threads_why},
+        },
+        "measured": {name: round(speed, 1) for name, speed in (speeds or {}).items()},
+        "can_train": trainable_parameters(memory, precision),
+        "missing": missing,
+    }
+
+
+def _absent(found: Machine) -> Sequence[str]:
+    return [name for name, installed in found.versions.items() if installed is None and name != "danlu"]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Words of /proc/cpuinfo's flags; none where there is no such file."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _cpu_model() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Physical cores in the affinity mask, and no more than the container's share of time."""
+    mask = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = len({_read(place.format(cpu)).strip() or str(cpu) for cpu in mask})
+    quota = cpu_quota(_control_groups())
+    return max(1, min(cores, int(quota)) if quota else cores)
+
+
+def cpu_quota(groups: Sequence[Path]) -> float | None:
+    """CPUs that these control groups allow (version 2, or 1); None for no limit."""
+    limits = []
+    for folder in groups:
+        allowed, _, period = _read(folder / "cpu.max").strip().partition(" ")
+        if not allowed:
+            allowed, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        if allowed.isdigit() and period.isdigit() and int(period):
+            limits.append(int(allowed) / int(period))
+    return min(limits, default=None)
+
+
+def memory_limit(groups: Sequence[Path], total: int, available: int) -> tuple[int, int]:
+    """(total, available) bytes within these control groups, on a machine that has so much."""
+    for folder in groups:
+        limit = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
+        used = (_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")).strip()
+        if limit.isdigit() and int(limit) < total:
+            total = int(limit)
+            available = min(available, max(0, total - int(used or 0)))
+    return total, min(available, total)
+
+
+def _memory() -> tuple[int, int]:
+    """(total, available) bytes."""
+    lines = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
+    known = {name: int(rest.split()[0]) * 1024 for name, _, rest in lines if rest.split() and rest.split()[0].isdigit()}
+    if "MemTotal" not in known:  # not Linux
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        known = {"MemTotal": pages, "MemAvailable": pages}
+    return memory_limit(_control_groups(), known["MemTotal"], known.get("MemAvailable", known["MemTotal"]))
+
+
+def _control_groups() -> list[Path]:
+    """Folders of the control groups this process is in, and of those above them."""
+    folders: list[Path] = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        names = [""] if not controllers else controllers.split(",")
+        for name in names:
+            if name not in ("", "cpu", "memory"):
+                continue
+            root = Path("/sys/fs/cgroup") / name
+            place = root / path.lstrip("/")
+            # inside a container the path is the host's and may not exist here: the root is then the container's own
+            folders += [folder for folder in (place, *place.parents) if folder.is_relative_to(root) and folder.is_dir()]
+    return folders
+
+
+def _gpus() -> tuple[GPU, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(GPU(properties.name, properties.total_memory, properties.major >= 8))
+    return tuple(found)
+
+
+def _free(path: Path) -> int:
+    """Free bytes of the disk that holds `path`, or would."""
+    return shutil.disk_usage(_nearest(path)).free
+
+
+def _writable(path: Path) -> bool:
+    return os.access(_nearest(path), os.W_OK)
+
+
+def _nearest(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def resident_memory_bytes() -> int:
+    """The memory this process holds now."""
+    import resource
+
+    fields = _read("/proc/self/statm").split()
+    return int(fields[1]) * resource.getpagesize() if len(fields) > 1 else peak_memory_bytes()

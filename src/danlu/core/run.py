@@ -1,0 +1,191 @@
+"""A run: a directory, and the only thing that stages hand to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danlu.core.errors import UserError, nearest
+
+
+FORMAT = 1
+HOME = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    run.json        what it is, its status, lineage and machine        experiment.json  every setting, its value and origin
+    data.json       what preflight found                                metrics.jsonl    one line a step: equal after a resume
+    timings.jsonl   seconds a step (never equal)                        checkpoints/     verified, newest two and the best
+    model/          the final model, Hugging Face layout                evaluation.json  figures on the test set
+    data/           the held-out rows                                   report.html      the page
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run.
+
+        Raises:
+            UserError: it is missing or broken.
+        """
+        try:
+            loaded: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path / name} is not there", "the run was cut off before it; `danlu resume` the run"
+            ) from None
+        except ValueError as error:
+            raise UserError(
+                f"{self.path / name} cannot be read: {error}", "restore it from a copy of the run"
+            ) from None
+        return loaded
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of run.json."""
+        self.write("run.json", {**self.read("run.json"), **changes})
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    @property
+    def status(self) -> str:
+        """finished, failed, interrupted, or running; a run whose process is gone is interrupted, whatever it last wrote."""
+        status = str(self.read("run.json").get("status"))
+        return "interrupted" if status == "running" and not self.locked() else status
+
+    def locked(self) -> bool:
+        with contextlib.suppress(OSError), (self.path / ".lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Only one process writes a run.
+
+        Raises:
+            UserError: another process holds it; names its number.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is being written by process {file.read().strip() or '?'}",
+                    "wait for it, stop it, or give this run another place with out=DIR",
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def create(path: Path, **facts: Any) -> Run:
+    """A new run directory with its run.json.
+
+    Raises:
+        UserError: the place is taken by something that is not a run, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        raise UserError(f"out={path} exists and is not a danlu run", "name an empty or new directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path)
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        run.write("run.json", {"format": FORMAT, "name": path.name, "status": "running", "created": created, **facts})
+    except OSError as error:
+        raise UserError(
+            f"out={path} cannot be written: {error.strerror}", "name a directory you may write, out=DIR"
+        ) from None
+    return run
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run."""
+    return (path / "run.json").is_file()
+
+
+def open_run(name: str | Path) -> Run:
+    """The run at a path, or under `runs/` by its name.
+
+    Raises:
+        UserError: there is none, with the near names; or its format is of a newer danlu.
+    """
+    for path in (Path(name), HOME / name):
+        if is_run(path):
+            run = Run(path)
+            if run.read("run.json").get("format") != FORMAT:
+                raise UserError(
+                    f"{path} has run format {run.read('run.json').get('format')}, this danlu reads {FORMAT}",
+                    "upgrade danlu",
+                )
+            return run
+    known = [run.name for run in list_runs()]
+    hint = nearest(str(name), known) if known else "there are no runs under ./runs yet; `danlu finetune` makes one"
+    raise UserError(f"{name} is not a run (a directory with run.json)", hint)
+
+
+def list_runs(home: Path = HOME) -> list[Run]:
+    """The runs under `home`, by name."""
+    return [Run(path.parent) for path in sorted(home.glob("*/run.json"))]
+
+
+def fresh_name(recipe: str, model: str, home: Path = HOME) -> Path:
+    """runs/RECIPE-MODEL-N, the first N that is free."""
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"{recipe}-{Path(model).name}").strip("-").lower()
+    number = 1
+    while (home / f"{stem}-{number}").exists():
+        number += 1
+    return home / f"{stem}-{number}"
+
+
+def delete(run: Run) -> None:
+    """Remove a run from the disk; refused while a process writes it."""
+    with run.lock():
+        shutil.rmtree(run.path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with building.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        building.replace(path)
+    except OSError as error:
+        building.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written ({error.strerror})", "make room or choose another place with out=DIR"
+        ) from error

@@ -1,0 +1,121 @@
+"""Tokenized rows -> windows of unpadded micro-batches, from any position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from danlu.core.types import Documents, Position
+
+
+IGNORED = -100
+"""The target of a token that is not learned (PyTorch's own convention)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenized rows as flat arrays.
+
+    ids: int32 [tokens]. targets: int32 [tokens] (language), or [rows] when `labelled`. starts: int64 [rows + 1], where each row
+    begins. numbers: int64 [rows], the row's number in its source.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    starts: np.ndarray
+    numbers: np.ndarray
+    labelled: bool
+
+    @classmethod
+    def build(cls, ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], numbers: Iterable[int]) -> Rows:
+        """One list of ids and one list of targets a row."""
+        return cls(joined(ids), joined(targets), starts_of(ids), np.asarray(list(numbers), np.int64), labelled=False)
+
+    @classmethod
+    def with_labels(cls, ids: Sequence[Sequence[int]], labels: Sequence[int], numbers: Iterable[int]) -> Rows:
+        """One list of ids and one label a row."""
+        return cls(
+            joined(ids),
+            np.asarray(labels, np.int32),
+            starts_of(ids),
+            np.asarray(list(numbers), np.int64),
+            labelled=True,
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def batch(self, rows: Sequence[int]) -> Documents:
+        """The rows joined without padding."""
+        spans = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
+        ids = np.concatenate([self.ids[span] for span in spans])
+        targets = self.targets[list(rows)] if self.labelled else np.concatenate([self.targets[span] for span in spans])
+        return Documents(
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            lengths=tuple(int(span.stop - span.start) for span in spans),
+            targets=torch.from_numpy(targets.astype(np.int64)),
+            rows=tuple(int(self.numbers[row]) for row in rows),
+        )
+
+    def batches(self, rows: Sequence[int], tokens: int) -> list[Documents]:
+        """Cut rows into micro-batches of at most `tokens` (a longer row goes alone), rows of like length together."""
+        ordered = sorted(rows, key=lambda row: (int(self.starts[row + 1] - self.starts[row]), row))
+        groups: list[list[int]] = []
+        filled = tokens + 1
+        for row in ordered:
+            length = int(self.starts[row + 1] - self.starts[row])
+            if filled + length > tokens:
+                groups.append([])
+                filled = 0
+            groups[-1].append(row)
+            filled += length
+        return [self.batch(group) for group in groups]
+
+
+def joined(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Rows of numbers one behind the other: int32."""
+    return np.fromiter((value for row in rows for value in row), np.int32, sum(map(len, rows)))
+
+
+def starts_of(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Where each row begins in `joined`, and where the last one ends: int64 [rows + 1]."""
+    return np.cumsum([0, *map(len, rows)])
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Endless passes over the rows, each in an order of its own drawn from (seed, epoch).
+
+    A position is {"epoch": e, "row": r}: r rows of epoch e are behind. The last window of an epoch is as small as it comes out.
+    With several processes each takes every `processes`-th row of the window.
+    """
+
+    rows: Rows
+    batch_size: int
+    micro_batch_tokens: int
+    seed: int
+    process: int = 0
+    processes: int = 1
+
+    def __call__(self, start: Position | None = None) -> Iterator[tuple[list[Documents], Position]]:
+        epoch, row = (start["epoch"], start["row"]) if start else (0, 0)
+        while True:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+            while row < len(order):
+                window = order[row : row + self.batch_size]
+                row = min(row + self.batch_size, len(order))
+                after = {"epoch": epoch, "row": row} if row < len(order) else {"epoch": epoch + 1, "row": 0}
+                mine = [int(each) for each in window[self.process :: self.processes]]
+                yield self.rows.batches(mine, self.micro_batch_tokens), after
+            epoch, row = epoch + 1, 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.rows) // self.batch_size)

@@ -1,0 +1,37 @@
+"""What an experiment says about its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from danlu.core.config import option
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The rows, their columns, and how they are split."""
+
+    data: str | None = option(None, "the file to learn from: JSONL, CSV or Parquet (.gz read too)")
+    validation: str | None = option(None, "a file to choose settings on; without one, a share of `data` is set aside")
+    test: str | None = option(None, "a file read once, at the end; without one, a share of `data` is set aside")
+    validation_share: float = option(
+        0.1, "share of `data` set aside for validation when no file is given", low=0.0, high=0.5
+    )
+    test_share: float = option(0.1, "share of `data` set aside for the test when no file is given", low=0.0, high=0.5)
+    text: str | None = option(None, "column with the text; found by its usual names when not given")
+    label: str | None = option(None, "column with the label; found by its usual names when not given")
+    group: str | None = option(None, "column whose equal values stay in one split (a customer, a source file)")
+    max_tokens: int | None = option(None, "longest row in tokens; derived from the model's context and the data", low=8)
+    too_long: str = option(
+        "truncate", "a row longer than max_tokens is cut, dropped, or an error", choices=("truncate", "drop", "error")
+    )
+    bad_rows: str = option(
+        "error", "a row that cannot be read stops the run, or is skipped and counted", choices=("error", "skip")
+    )
+    rare_labels: str = option(
+        "error",
+        "a label with fewer than 3 distinct rows is an error, or its rows are left out",
+        choices=("error", "drop"),
+    )
+    max_rows: int | None = option(None, "read only so many rows of `data` (said aloud)", low=1)
+    unknown_share: float = option(0.2, "largest share of unknown tokens that is not an error", low=0.0, high=1.0)

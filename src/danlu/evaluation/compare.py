@@ -1,0 +1,136 @@
+"""Two models on the same rows: how much better, how sure, in one sentence.
+
+Both sides are paired row by row, which takes the difficulty of the rows out of the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from danlu.core.errors import UserError
+from danlu.evaluation import metrics
+
+
+Array = NDArray[Any]
+
+
+def compare(
+    statistic: Callable[..., Any],
+    first: ArrayLike,
+    second: ArrayLike,
+    *shared: ArrayLike,
+    names: tuple[str, str],
+    metric: str,
+    higher_is_better: bool = True,
+    points: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """The second model against the first on the same rows, ready for JSON.
+
+    statistic: called as `statistic(*shared, side)` for either side; takes leading axes, see `danlu.evaluation.metrics`.
+    first, second: what the two models gave for each row (predictions, scores, loss sums), [rows].
+    shared: what they have in common, [rows]: the truth, the token counts.
+    points: the statistic is a share, told as points of a hundred; otherwise the number itself.
+
+        compare(accuracy, before, after, true, names=("the base model", "the fine-tuned one"), metric="accuracy")
+        compare(lambda tokens, sums: ratio(sums, tokens), before, after, tokens, …, higher_is_better=False, points=False)
+
+    Keys: metric, names, first, second, difference (second - first), low, high (paired bootstrap), level, p, test, better (a name
+    or None), rows, verdict; for accuracy also discordant: the rows that only one of them got right.
+    p is McNemar's exact test where the statistic is `accuracy`, otherwise a paired permutation test. One is called better only if
+    p < 1 - level and the interval leaves out 0.
+    """
+    ours = (np.asarray(first), np.asarray(second))
+    common = [np.asarray(array) for array in shared]
+    lengths = {len(array) for array in (*ours, *common)}
+    if len(lengths) != 1:
+        raise UserError(
+            f"comparing {names[0]} with {names[1]}: found {len(ours[0])} and {len(ours[1])} rows",
+            "evaluate both on the same rows, in the same order",
+        )
+
+    def difference(one: Array, two: Array, *rest: Array) -> Any:
+        return statistic(*rest, two) - statistic(*rest, one)
+
+    gap = metrics.interval(difference, *ours, *common, resamples=resamples, seed=seed, level=level)
+    result: dict[str, Any] = {
+        "metric": metric,
+        "names": list(names),
+        "first": float(statistic(*common, ours[0])),
+        "second": float(statistic(*common, ours[1])),
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "level": level,
+        "rows": len(ours[0]),
+    }
+    if statistic is metrics.accuracy:
+        right = [np.asarray(common[0] == side) for side in ours]
+        result["p"], result["test"] = mcnemar(*right), "McNemar, exact"
+        result["discordant"] = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    else:
+        result["p"], result["test"] = permutation(difference, *ours, *common, seed=seed), "paired permutation"
+    sure = result["p"] < 1 - level and (gap.low > 0 or gap.high < 0)
+    result["better"] = names[(gap.value > 0) == higher_is_better] if sure else None
+    result["verdict"] = verdict(result, points)
+    return result
+
+
+def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> float:
+    """Two-sided p that two classifiers are right equally often (McNemar 1947): exact binomial on the rows where they differ. [rows] bool."""
+    from scipy.stats import binomtest
+
+    one, two = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
+    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
+    return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
+
+
+def permutation(
+    difference: Callable[..., Any],
+    first: ArrayLike,
+    second: ArrayLike,
+    *shared: ArrayLike,
+    permutations: int = 4999,
+    seed: int = 0,
+) -> float:
+    """Two-sided p that it does not matter which model gave which row: the sides are swapped at random, row by row.
+
+    `(1 + differences at least as large) / (1 + permutations)`, so never 0 (Noreen 1989; Phipson and Smyth 2010).
+    difference(first, second, *shared) takes leading axes.
+    """
+    one, two = np.asarray(first), np.asarray(second)
+    common = [np.asarray(array) for array in shared]
+    found = abs(float(difference(one, two, *common)))
+    found -= 1e-12 * max(1.0, found)  # equal up to rounding is equal
+    rng = np.random.default_rng(seed)
+    piece, extreme = max(1, 2_000_000 // len(one)), 0
+    for start in range(0, permutations, piece):
+        swap = rng.integers(2, size=(min(piece, permutations - start), len(one)), dtype=np.int8).astype(bool)
+        spread = [np.broadcast_to(array, swap.shape) for array in common]
+        extreme += int((np.abs(difference(np.where(swap, two, one), np.where(swap, one, two), *spread)) >= found).sum())
+    return (1 + extreme) / (1 + permutations)
+
+
+def verdict(comparison: dict[str, Any], points: bool = True) -> str:
+    """`B is better than A by 3.1 points of accuracy [1.0, 5.2], p = 0.004, 550 rows`, or that there is no clear difference."""
+    scale, unit = (100.0, " points of") if points else (1.0, " in")
+    digits = 1 if points else 3
+    gap, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))
+    chance = "p < 0.001" if comparison["p"] < 0.001 else f"p = {comparison['p']:.{3 if comparison['p'] < 0.1 else 2}f}"
+    rows = f"{comparison['rows']} row{'s' if comparison['rows'] != 1 else ''}"
+    if comparison["better"] is None:
+        first, second = comparison["names"]
+        size = f"{gap:+.{digits}f}{unit} {comparison['metric']} [{low:.{digits}f}, {high:.{digits}f}]"
+        return f"no clear difference between {first} and {second}: {size}, {chance}, {rows}"
+    if gap < 0:
+        gap, low, high = -gap, -high, -low
+    better = comparison["better"]
+    other = next((name for name in comparison["names"] if name != better), better)
+    size = f"{gap:.{digits}f}{unit} {comparison['metric']} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{better} is better than {other} by {size}, {chance}, {rows}"

@@ -1,0 +1,466 @@
+"""Metrics as pure functions of numpy arrays, and how sure one may be of them.
+
+Rows are always the *last* axis, and every statistic takes any leading axes: `accuracy` of `[rows]` is one number, of
+`[resamples, rows]` it is one number a resample. So the bootstrap is one vectorised call, not a thousand.
+
+A ratio is a ratio of sums, never a mean of means: the perplexity of a set is that of all its tokens together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from danlu.core.errors import UserError
+
+
+Array = NDArray[Any]
+Average = Literal["macro", "micro", "weighted"]
+
+# One token for each character of the scripts written without spaces, otherwise runs of letters and digits.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
+
+
+# --- how sure ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval that holds it at the level asked for (95 % unless said)."""
+
+    value: float
+    low: float
+    high: float
+
+    def json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def interval(
+    statistic: Callable[..., Any],
+    *arrays: ArrayLike,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    batched: bool = True,
+) -> Interval:
+    """The statistic of the rows with its percentile bootstrap interval (Efron 1979), rows drawn with replacement.
+
+    arrays: each `[rows]` (or `[rows, …]`); the same rows are drawn from all of them.
+    statistic: arrays `[..., rows]` -> `[...]`. With `batched=False` it is called once a resample with `[rows]` arrays,
+        for a statistic that cannot take leading axes.
+
+    Resamples in which the statistic is undefined (NaN: an AUC without a positive row) are left out. The percentile interval is
+    too narrow on few rows and has no width where every row scores alike: read it with the number of rows beside it.
+    """
+    columns = [np.asarray(array) for array in arrays]
+    rows = _common_rows(columns)
+    value = np.asarray(statistic(*columns), dtype=np.float64)
+    if value.ndim:
+        raise TypeError(f"a statistic of [rows] must be one number, found shape {value.shape}; see `intervals`")
+    draws = np.empty(resamples)
+    for start, chosen in resampled_rows(rows, resamples, seed):
+        if batched:
+            draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
+        else:
+            draws[start : start + len(chosen)] = [statistic(*(column[some] for column in columns)) for some in chosen]
+    low, high = quantiles(draws, level)
+    return Interval(float(value), float(low), float(high))
+
+
+def intervals(
+    statistic: Callable[..., Array], *arrays: ArrayLike, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[Interval]:
+    """`interval` for a statistic with several numbers, `[..., rows] -> [..., numbers]`: one interval each, from the same draws."""
+    columns = [np.asarray(array) for array in arrays]
+    rows = _common_rows(columns)
+    values = np.asarray(statistic(*columns), dtype=np.float64)
+    draws = np.empty((resamples, len(values)))
+    for start, chosen in resampled_rows(rows, resamples, seed):
+        draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
+    low, high = quantiles(draws, level)
+    return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)]
+
+
+def resampled_rows(rows: int, resamples: int, seed: int) -> Iterator[tuple[int, Array]]:
+    """(first resample, row numbers [some resamples, rows]), in pieces that bound the memory."""
+    rng = np.random.default_rng(seed)
+    piece = max(1, _CELLS // rows)
+    for start in range(0, resamples, piece):
+        yield start, rng.integers(rows, size=(min(piece, resamples - start), rows))
+
+
+def quantiles(draws: Array, level: float) -> tuple[Array, Array]:
+    """The middle `level` of the draws along the first axis, NaN left out; NaN where there is nothing else."""
+    defined = ~np.isnan(draws).all(axis=0)
+    edges = np.nanquantile(np.where(defined, draws, 0.0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.where(defined, edges, np.nan)
+    return low, high
+
+
+def _common_rows(columns: Sequence[Array]) -> int:
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1 or not (rows := lengths.pop()):
+        raise UserError(
+            f"a metric needs arrays of one length with at least one row, found lengths {[len(column) for column in columns]}",
+            "give as many predictions as there are rows",
+        )
+    return rows
+
+
+# --- right or wrong ---------------------------------------------------------------------------------------------------
+
+
+def accuracy(true: ArrayLike, predicted: ArrayLike) -> Any:
+    """Share of rows predicted right: `sum(true == predicted) / rows`, 0 to 1. [..., rows] -> [...]."""
+    return np.mean(np.asarray(true) == np.asarray(predicted), axis=-1)
+
+
+def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> Array:
+    """int64 [classes, classes]: rows of each true class (down) by the predicted one (across). Inputs: int [rows]."""
+    cells = np.asarray(true, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def tallies(true: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[Array, Array, Array]:
+    """(hits, predicted, true) rows of each class: int [..., rows] -> three of [..., classes]. All that F1 needs to know."""
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    right = np.where(true == predicted, true, classes)  # wrong rows are counted in one class more, then cut off
+    return _histogram(right, classes + 1)[..., :-1], _histogram(predicted, classes), _histogram(true, classes)
+
+
+def _histogram(values: Array, bins: int) -> Array:
+    flat = values.reshape(-1, values.shape[-1])
+    offset = np.arange(len(flat))[:, None] * bins
+    return np.bincount((flat + offset).ravel(), minlength=len(flat) * bins).reshape(*values.shape[:-1], bins)
+
+
+def per_class(true: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[Array, Array, Array]:
+    """(precision, recall, F1) of each class, each [..., classes], 0 to 1.
+
+    precision = hits / predicted, recall = hits / true, F1 = 2 hits / (predicted + true). Zero divided by zero is 0: a class
+    never predicted has precision 0, a class that does not occur has recall 0.
+    """
+    return _scores(*tallies(true, predicted, classes))
+
+
+def _scores(hits: Array, claimed: Array, real: Array) -> tuple[Array, Array, Array]:
+    return _divide(hits, claimed), _divide(hits, real), _divide(2 * hits, claimed + real)
+
+
+def _divide(above: Array, below: Array) -> Array:
+    return above / np.where(below == 0, 1, below)
+
+
+def precision_recall_f1(true: ArrayLike, predicted: ArrayLike, classes: int, average: Average = "macro") -> Array:
+    """[..., 3]: precision, recall and F1 over all classes, 0 to 1; zero divided by zero is 0 (`per_class`).
+
+    macro: every class counts alike; a class that neither occurs nor is predicted is left out (as in scikit-learn).
+    weighted: every class counts by its true rows. micro: hits of all classes over rows of all classes; with one label a row
+    all three are the accuracy.
+    """
+    hits, claimed, real = tallies(true, predicted, classes)
+    if average == "micro":
+        hits, claimed, real = (tally.sum(-1, keepdims=True) for tally in (hits, claimed, real))
+    weight = (claimed + real > 0) if average == "macro" else real
+    return np.stack([(score * weight).sum(-1) / weight.sum(-1) for score in _scores(hits, claimed, real)], axis=-1)
+
+
+def f1(true: ArrayLike, predicted: ArrayLike, classes: int, average: Average = "macro") -> Any:
+    """The F1 of `precision_recall_f1`: [..., rows] -> [...]."""
+    return precision_recall_f1(true, predicted, classes, average)[..., 2][()]
+
+
+def auc(true: ArrayLike, score: ArrayLike) -> Any:
+    """Area under the ROC curve, 0 to 1: the chance that a positive row scores above a negative one, ties counting half.
+
+    true: 0 or 1, [..., rows]; score: [..., rows]. Through the ranks (Mann and Whitney 1947; Hanley and McNeil 1982), so that a
+    thousand resamples are one call. NaN where a class is missing.
+    """
+    from scipy.stats import rankdata
+
+    positive = np.asarray(true).astype(bool)
+    ranks = rankdata(np.asarray(score, dtype=np.float64), axis=-1)
+    positives = positive.sum(-1)
+    pairs = positives * (positive.shape[-1] - positives)
+    above = (ranks * positive).sum(-1) - positives * (positives + 1) / 2
+    return np.where(pairs == 0, np.nan, above / np.maximum(pairs, 1))[()]
+
+
+# --- how far off ------------------------------------------------------------------------------------------------------
+
+
+def mean(values: ArrayLike) -> Any:
+    """The mean over rows: [..., rows] -> [...]."""
+    return np.mean(np.asarray(values, dtype=np.float64), axis=-1)
+
+
+def ratio(sums: ArrayLike, counts: ArrayLike) -> Any:
+    """Sum of the sums over sum of the counts (a loss per token, an error rate): [..., rows] -> [...]; NaN without a count."""
+    below = np.asarray(counts, dtype=np.float64).sum(-1)
+    above = np.asarray(sums, dtype=np.float64).sum(-1)
+    return np.where(below == 0, np.nan, above / np.where(below == 0, 1.0, below))[()]
+
+
+def mean_squared_error(true: ArrayLike, predicted: ArrayLike) -> Any:
+    """`mean((true - predicted)²)`, 0 or more: [..., rows] -> [...]."""
+    return mean((np.asarray(true, dtype=np.float64) - np.asarray(predicted, dtype=np.float64)) ** 2)
+
+
+def perplexity(loss_sums: ArrayLike, tokens: ArrayLike) -> Any:
+    """`exp(sum of losses / sum of tokens)`, 1 or more; losses in nats: [..., rows] -> [...]."""
+    return np.exp(ratio(loss_sums, tokens))
+
+
+def bits_per_byte(loss_sums: ArrayLike, sizes: ArrayLike) -> Any:
+    """`sum of losses / ln 2 / sum of sizes in UTF-8 bytes`, 0 or more: comparable between tokenizers. [..., rows] -> [...]."""
+    return ratio(loss_sums, sizes) / math.log(2)
+
+
+def log_losses(true: ArrayLike, probabilities: ArrayLike) -> Array:
+    """[rows] -ln of the probability given to the true class, 0 or more; a probability below 1e-15 counts as 1e-15.
+
+    true: int [rows]; probabilities: [rows, classes].
+    """
+    given = np.take_along_axis(np.asarray(probabilities, dtype=np.float64), np.asarray(true)[:, None], axis=1)[:, 0]
+    return -np.log(np.clip(given, 1e-15, 1.0))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """Words without case or punctuation; scripts without spaces give one token a character."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Array:
+    """[rows] of bool: equal after Unicode NFKC and with white space collapsed. Case and punctuation count."""
+    pairs = zip(answers, expected, strict=True)
+    return np.array([_collapsed(answer) == _collapsed(wanted) for answer, wanted in pairs], dtype=bool)
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def token_f1(answers: Sequence[str], expected: Sequence[str]) -> Array:
+    """[rows] F1 of the bags of words of answer and expected text, 0 to 1 (Rajpurkar et al. 2016).
+
+    Words are those of `words`; unlike SQuAD's script no English articles are removed. Two texts without a word match (1).
+    """
+    scores = []
+    for answer, wanted in zip(answers, expected, strict=True):
+        found, known = Counter(words(answer)), Counter(words(wanted))
+        total = found.total() + known.total()
+        scores.append(2 * (found & known).total() / total if total else 1.0)
+    return np.array(scores)
+
+
+def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> Array:
+    """[rows] ROUGE-L, 0 to 1: F1 of the longest common subsequence of words (Lin 2004, with beta 1). No stemming.
+
+    Two texts without a word match (1).
+    """
+    scores = []
+    for answer, wanted in zip(answers, expected, strict=True):
+        found, known = words(answer), words(wanted)
+        total = len(found) + len(known)
+        scores.append(2 * common_subsequence(found, known) / total if total else 1.0)
+    return np.array(scores)
+
+
+def word_errors(answers: Sequence[str], expected: Sequence[str]) -> tuple[Array, Array]:
+    """(edits, words expected) of each row; `ratio` of them is the word error rate, 0 or more (above 1 for long answers).
+
+    Edits are insertions, deletions and substitutions (Levenshtein 1966) between words split at white space; nothing is normalised.
+    """
+    return _errors([text.split() for text in answers], [text.split() for text in expected])
+
+
+def character_errors(answers: Sequence[str], expected: Sequence[str]) -> tuple[Array, Array]:
+    """(edits, characters expected) of each row; `ratio` of them is the character error rate, 0 or more."""
+    return _errors(answers, expected)
+
+
+def _errors(answers: Sequence[Sequence[Hashable]], expected: Sequence[Sequence[Hashable]]) -> tuple[Array, Array]:
+    edits = [edit_distance(answer, wanted) for answer, wanted in zip(answers, expected, strict=True)]
+    return np.array(edits, dtype=np.float64), np.array([len(wanted) for wanted in expected], dtype=np.float64)
+
+
+def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one big-integer step for each element of `second`."""
+    full = (1 << len(first)) - 1
+    places = _places(first)
+    row = full
+    for item in second:
+        matched = row & places.get(item, 0)
+        row = ((row + matched) | (row - matched)) & full
+    return len(first) - row.bit_count()
+
+
+def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
+    """Levenshtein distance, bit-parallel (Myers 1999 in the form of Hyyrö 2003): one big-integer step for each of `second`."""
+    if not first:
+        return len(second)
+    full, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
+    places = _places(first)
+    up, down, distance = full, 0, len(first)  # bit i: cell i is one more / one less than the cell above it
+    for item in second:
+        matched = places.get(item, 0)
+        zero = ((((matched & up) + up) ^ up) | matched | down) & full
+        right, left = (down | ~(zero | up)) & full, up & zero
+        distance += bool(right & last) - bool(left & last)
+        right = (right << 1) | 1  # the first row of the table grows by one a column
+        up, down = ((left << 1) | ~(zero | right)) & full, right & zero
+    return distance
+
+
+def _places(items: Sequence[Hashable]) -> dict[Hashable, int]:
+    places: dict[Hashable, int] = {}
+    for index, item in enumerate(items):
+        places[item] = places.get(item, 0) | 1 << index
+    return places
+
+
+def bleu(answers: Sequence[str], expected: Sequence[str], tokenize: str = "13a") -> float:
+    """Corpus BLEU, 0 to 100 (Papineni et al. 2002), by sacrebleu (Post 2018). `tokenize="zh"` for Chinese, "char" for others without spaces."""
+    return float(_sacrebleu().corpus_bleu(list(answers), [list(expected)], tokenize=tokenize).score)
+
+
+def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """Corpus chrF2, 0 to 100 (Popović 2015): character n-grams, recall counting twice; by sacrebleu."""
+    return float(_sacrebleu().corpus_chrf(list(answers), [list(expected)]).score)
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError:
+        raise UserError(
+            "BLEU and chrF need the package sacrebleu, which is not installed", "pip install sacrebleu"
+        ) from None
+    return sacrebleu
+
+
+# --- whole reports, ready for JSON ------------------------------------------------------------------------------------
+
+
+def classification_report(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    probabilities: ArrayLike | None,
+    labels: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Everything about a classifier on one split: `rows`, `level`, `metrics`, `per_class`, `confusion`, ready for JSON.
+
+    true, predicted: int [rows], numbers of `labels`; probabilities: [rows, classes] or None.
+    Every metric is {"value", "low", "high"}. `auc` is there for two labels of which both occur (the second is the positive one);
+    `log_loss` (nats) and `brier` (mean squared error of the probabilities, summed over classes, 0 to 2) with probabilities.
+    """
+    truth, guess = np.asarray(true, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    classes = len(labels)
+    for name, numbers in (("true", truth), ("predicted", guess)):
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= classes):
+            raise UserError(
+                f"{name} labels: found numbers from {numbers.min()} to {numbers.max()}, expected 0 to {classes - 1}",
+                "the data and the model must have the same labels",
+            )
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    names = ["accuracy", "f1_micro"]
+    names += [f"{score}_{average}" for average in ("macro", "weighted") for score in ("precision", "recall", "f1")]
+
+    def overall(true: Array, predicted: Array) -> Array:
+        averages = [precision_recall_f1(true, predicted, classes, average) for average in ("macro", "weighted")]
+        right = accuracy(true, predicted)[..., None]  # one label a row: micro F1 is the accuracy
+        return np.concatenate([right, right, *averages], axis=-1)
+
+    metrics = {name: found.json() for name, found in zip(names, intervals(overall, truth, guess, **how), strict=True)}
+    if probabilities is not None:
+        chances = np.asarray(probabilities, dtype=np.float64)
+        if classes == 2 and 0 < truth.sum() < len(truth):
+            metrics["auc"] = interval(auc, truth, chances[:, 1], **how).json()
+        metrics["log_loss"] = interval(mean, log_losses(truth, chances), **how).json()
+        metrics["brier"] = interval(mean, ((chances - np.eye(classes)[truth]) ** 2).sum(1), **how).json()
+
+    def each(true: Array, predicted: Array) -> Array:
+        return np.concatenate(per_class(true, predicted, classes), axis=-1)
+
+    found = intervals(each, truth, guess, **how)
+    matrix = confusion(truth, guess, classes)
+    table = {
+        label: {
+            "precision": found[k].json(),
+            "recall": found[classes + k].json(),
+            "f1": found[2 * classes + k].json(),
+            "rows": int(matrix[k].sum()),
+            "predicted": int(matrix[:, k].sum()),
+        }
+        for k, label in enumerate(labels)
+    }
+    return {
+        "rows": len(truth),
+        "level": level,
+        "metrics": metrics,
+        "per_class": table,
+        "confusion": {"labels": list(labels), "matrix": matrix.tolist()},
+    }
+
+
+def language_report(
+    loss_sums: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    sizes: ArrayLike | None = None,
+    right: ArrayLike | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """A language model on one split: `loss` (nats a token), `perplexity`, and where given `bits_per_byte`, `token_accuracy`.
+
+    All [rows]: loss_sums summed over the learned tokens of the row, tokens how many there are, sizes the bytes of UTF-8 they stand for,
+    right how many of them were the most likely one. Rows are drawn whole: the tokens of a row are not independent.
+    """
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    metrics = {
+        "loss": interval(ratio, loss_sums, tokens, **how),
+        "perplexity": interval(perplexity, loss_sums, tokens, **how),
+    }
+    if sizes is not None:
+        metrics["bits_per_byte"] = interval(bits_per_byte, loss_sums, sizes, **how)
+    if right is not None:
+        metrics["token_accuracy"] = interval(ratio, right, tokens, **how)
+    rows = len(np.asarray(tokens))
+    return {"rows": rows, "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
+
+
+def answer_report(
+    answers: Sequence[str], expected: Sequence[str], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Any]:
+    """Written answers beside the expected ones: `exact_match`, `token_f1`, `rouge_l` and `character_error_rate`."""
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    metrics = {
+        "exact_match": interval(mean, exact_match(answers, expected), **how),
+        "token_f1": interval(mean, token_f1(answers, expected), **how),
+        "rouge_l": interval(mean, rouge_l(answers, expected), **how),
+        "character_error_rate": interval(ratio, *character_errors(answers, expected), **how),
+    }
+    return {"rows": len(answers), "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}

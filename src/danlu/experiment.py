@@ -1,0 +1,147 @@
+"""The experiment: what to do, frozen, typed and strict. The same object from YAML, a recipe, Python or the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from danlu.core import config
+from danlu.core.config import Setting
+from danlu.core.errors import UserError, nearest
+from danlu.data.options import DataOptions
+from danlu.models.options import ModelOptions
+from danlu.tasks.options import TaskOptions
+from danlu.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Four sections; their keys are unique, so they are written flat: `learning_rate: 1e-4`, not `training.learning_rate`."""
+
+    task: TaskOptions = field(default_factory=TaskOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def __post_init__(self) -> None:
+        for key, value in config.flat(self).items():
+            if key in ("epochs", "hours", "learning_rate") and value == 0:
+                raise UserError(f"{key}: found 0, expected more than 0", f"leave {key} out to have it derived")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked for, before anything is derived.
+
+    settings: every key that was set, with its origin. recipe: the recipe it started from. extra: keys that are about this
+    call, not about the experiment, as the caller named them (`out`).
+    """
+
+    recipe: str
+    settings: dict[str, Setting]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> Experiment:
+        return config.build(Experiment, self.settings)
+
+    def values(self) -> dict[str, Any]:
+        """The set keys in their declared types, JSON-ready: what two experiments are compared by."""
+        everything = config.flat(self.experiment)
+        return {key: list(v) if isinstance(v := everything[key], tuple) else v for key in sorted(self.settings)}
+
+
+def ask(
+    recipes: Callable[[str], Callable[[], Experiment]],
+    words: Sequence[str],
+    overrides: Mapping[str, Any],
+    extra: Sequence[str] = (),
+    origin: str = "command line",
+) -> Asked:
+    """A recipe name or a YAML file, then overrides -> what was asked.
+
+    recipes: name -> recipe function. words: at most one recipe name or YAML file. extra: keys that belong to the call.
+
+    Raises:
+        UserError: no or two recipes, an unknown key, a value of the wrong type.
+    """
+    if len(words) > 1:
+        raise UserError(
+            f"found {' '.join(words)}, expected one recipe or one YAML file",
+            "settings are written key=value, without spaces",
+        )
+    settings: dict[str, Setting] = {}
+    recipe, kept = "", {}
+    if words and Path(words[0]).suffix in (".yaml", ".yml"):
+        content = read_yaml(Path(words[0]))
+        recipe = str(content.pop("recipe", ""))
+        if not recipe:
+            raise UserError(
+                f"{words[0]}: no `recipe:`, expected the recipe it builds on", "add `recipe: chat`, see `danlu recipes`"
+            )
+        settings = {key: Setting(value, f"file {words[0]}") for key, value in content.items()}
+    elif words:
+        recipe = words[0]
+    else:
+        raise UserError(
+            "no recipe and no YAML file", "for example `danlu finetune chat data=my.jsonl`, see `danlu recipes`"
+        )
+    base = changes(recipes(recipe)())
+    settings = {key: Setting(value, f"recipe {recipe}") for key, value in base.items()} | settings
+    settings |= {key: Setting(value, origin) for key, value in overrides.items()}
+    for key in extra:
+        if key in settings:
+            kept[key] = settings.pop(key).value
+    asked = Asked(recipe, settings, kept)
+    _ = asked.experiment  # every key and type is checked here
+    return asked
+
+
+def changes(experiment: Experiment) -> dict[str, Any]:
+    """The settings in which an experiment differs from the defaults."""
+    default = config.flat(Experiment())
+    return {key: value for key, value in config.flat(experiment).items() if value != default[key]}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        UserError: missing, broken (with its line), a key twice, or not `key: value` lines.
+    """
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        """Safe, and a key given twice is an error."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = loader.construct_object(key_node)
+            if key in seen:
+                raise UserError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice", "keep one of them")
+            seen.add(key)
+        return loader.construct_mapping(node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        text = path.read_text("utf-8")
+        content = yaml.load(text, Strict)  # noqa: S506 (Strict is a SafeLoader)
+    except FileNotFoundError:
+        near = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise UserError(
+            f"{path} is not there", nearest(path.name, near) if near else "give the path of a YAML file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "give a UTF-8 YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: {getattr(error, 'problem', None) or error}", "each line is `key: value`") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"{path}: found {type(content).__name__}, expected `key: value` lines", "see examples/demo.yaml"
+        )
+    return content

@@ -1,0 +1,27 @@
+"""The recipes by name; other packages add theirs under the entry-point group `danlu.recipes`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from danlu.core.catalog import Catalog
+from danlu.experiment import changes
+
+
+RECIPES = Catalog(
+    "recipe",
+    {
+        "chat": "danlu.recipes.text:chat",
+        "text-classification": "danlu.recipes.text:text_classification",
+        "sentiment": "danlu.recipes.text:sentiment",
+    },
+    "danlu.recipes",
+)
+
+
+def described() -> list[dict[str, Any]]:
+    """Every recipe: its name, what it does and what it sets."""
+    found = [(name, RECIPES.get(name)) for name in RECIPES.names()]
+    return [
+        {"recipe": name, "about": (recipe.__doc__ or "").strip(), "sets": changes(recipe())} for name, recipe in found
+    ]

@@ -1,0 +1,108 @@
+"""Looking without touching: runs, settings and their origins, models, recipes, the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from danlu.core import config, device
+from danlu.core.errors import UserError
+from danlu.core.run import Run, delete, list_runs, open_run
+from danlu.core.track import read_lines
+from danlu.experiment import Asked, Experiment
+from danlu.models.catalogue import MODELS
+
+
+def runs() -> list[dict[str, Any]]:
+    """Every run under ./runs, one mapping each."""
+    return [one_run(run) for run in list_runs()]
+
+
+def one_run(run: Run) -> dict[str, Any]:
+    """A run in one line: status, model, steps, best validation loss, figures of its test."""
+    facts = run.read("run.json")
+    used = run.read("experiment.json")["used"] if run.has("experiment.json") else {}
+    lines = read_lines(run.path / "metrics.jsonl")
+    validated = [line["validation"]["loss"] for line in lines if "validation" in line]
+    figures = run.read("evaluation.json")["metrics"] if run.has("evaluation.json") else {}
+    return {
+        "run": str(run.path),
+        "status": run.status,
+        "created": facts["created"],
+        "recipe": facts.get("recipe"),
+        "model": facts.get("lineage", {}).get("model", {}).get("name"),
+        "steps": f"{max((line['step'] for line in lines), default=0)}/{used.get('steps', {}).get('value')}",
+        "validation_loss": min(validated, default=None),
+        "test": {name: entry["value"] for name, entry in figures.items()},
+    }
+
+
+def compare_runs(one: Run, two: Run) -> dict[str, Any]:
+    """Two runs beside each other: settings that differ, and their figures on the test."""
+    if not (one.has("experiment.json") and two.has("experiment.json")):
+        raise UserError(f"{one.path} or {two.path} was cut off before it began", "compare runs that have begun")
+    first, second = (run.read("experiment.json")["used"] for run in (one, two))
+    differing = {
+        key: [first.get(key, {}).get("value"), second.get(key, {}).get("value")]
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key, {}).get("value") != second.get(key, {}).get("value")
+    }
+    figures = [run.read("evaluation.json")["metrics"] if run.has("evaluation.json") else {} for run in (one, two)]
+    return {
+        "runs": [str(one.path), str(two.path)],
+        "settings": differing,
+        "metrics": {
+            name: [each.get(name) for each in figures] for name in sorted(figures[0].keys() | figures[1].keys())
+        },
+        "same_test": test_rows(one) == test_rows(two),
+    }
+
+
+def test_rows(run: Run) -> bytes:
+    """The test rows of a run, to tell whether two runs were measured on the same ones."""
+    path = run.path / "data" / "test.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
+def remove(name: str) -> Run:
+    """Delete a run from the disk."""
+    run = open_run(name)
+    delete(run)
+    return run
+
+
+def settings_of(run: Run) -> dict[str, dict[str, Any]]:
+    """Every setting a run was made with: key -> value, origin, meaning."""
+    used = run.read("experiment.json")["used"]
+    return {key: {**entry, "about": meanings().get(key, "")} for key, entry in used.items()}
+
+
+def settings_asked(asked: Asked) -> dict[str, dict[str, Any]]:
+    """Every setting of an experiment before it is prepared; what is still open says so."""
+    return {
+        key: {
+            "value": value,
+            "origin": asked.settings[key].origin
+            if key in asked.settings
+            else "default"
+            if value is not None
+            else "open",
+            "about": meanings()[key],
+        }
+        for key, value in config.flat(asked.experiment).items()
+    }
+
+
+def meanings() -> dict[str, str]:
+    """Every key of an experiment and one line about it."""
+    return {key: field.metadata["about"] for _, key, field, _ in config.leaves(Experiment)}
+
+
+def models() -> list[dict[str, Any]]:
+    """The catalogue, one mapping a model."""
+    return [dataclasses.asdict(MODELS.get(name)) for name in MODELS.names()]
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine has, what is missing, and what it can train; half a second of measuring."""
+    return device.doctor(device.machine(gpus=True), device.probe())

@@ -1,0 +1,178 @@
+"""From a model's place to a network ready to train, to answer or to be merged; adapters found and put on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danlu.core.errors import UserError
+from danlu.core.run import Run
+from danlu.models.pretrained import Base, read_json, resolve, weight_files, weights_sha256
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from danlu.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a model lie.
+
+    folder: whole weights and config.json. adapter: the folder of an adapter on them, or None. origin: how an adapter names
+    these whole weights. context: longest document in tokens. parameters: of the whole weights.
+    """
+
+    folder: Path
+    adapter: Path | None
+    origin: dict[str, Any]
+    context: int
+    parameters: int
+
+
+def adapter_of(folder: Path) -> dict[str, Any] | None:
+    """adapter_config.json of a model folder, or None when it holds whole weights."""
+    return read_json(folder / "adapter_config.json") if (folder / "adapter_config.json").is_file() else None
+
+
+def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
+    """Follow an adapter to the whole weights it belongs to.
+
+    Raises:
+        UserError: those are not to be had, or are not the ones the adapter was trained on.
+    """
+    adapter = adapter_of(base.folder)
+    if adapter is None:
+        config = read_json(base.folder / "config.json")
+        context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+        if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+            context -= 2  # positions start behind the padding token's
+        origin = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder)}
+        return Weights(base.folder, None, origin, context, count_parameters(base.folder))
+    named = adapter.get("danlu_base") or {"name": adapter["base_model_name_or_path"], "sha256": None}
+    try:
+        below = resolve(named["name"], say)
+    except UserError as error:
+        raise UserError(
+            f"{base.folder}: its adapter belongs to {named['name']}, which is not here: {error.message}", error.fix
+        ) from None
+    if named["sha256"] and below.sha256 != named["sha256"]:
+        raise UserError(
+            f"{base.folder}: its adapter belongs to {named['name']} with SHA-256 {named['sha256'][:12]}…, found {below.sha256[:12]}…",
+            "use the model it was trained on; `danlu merge` makes a run independent of its base",
+        )
+    under = weights_of(below, say)
+    if under.adapter is not None:
+        raise UserError(
+            f"{base.folder}: an adapter on an adapter ({below.folder})", f"`danlu merge {below.name}` first"
+        )
+    return Weights(under.folder, base.folder, under.origin, under.context, under.parameters)
+
+
+def count_parameters(folder: Path) -> int:
+    """Summed over the headers of the weight files; nothing is read into memory."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                size = 1
+                for side in file.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
+
+
+def open_weights(
+    weights: Weights,
+    task: str,
+    labels: Sequence[str] | None,
+    *,
+    dropout: float | None = None,
+    seed: int = 0,
+    merged: bool = True,
+    say: Callable[[str], None] = print,
+) -> Any:
+    """The network on its device; an adapter is put on and, if `merged`, added into the weights."""
+    import torch
+
+    from danlu.models.pretrained import load
+    from danlu.surgery import adapter
+
+    kind = "language" if task == "chat" else "classification"
+    quiet = (lambda _: None) if weights.adapter is not None else say
+    model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, log=quiet)
+    if weights.adapter is not None:
+        adapter.load(model, weights.adapter)
+        if merged:
+            adapter.merge(model)
+    for parameter in model.parameters():
+        if merged or weights.adapter is None:
+            parameter.requires_grad_(True)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's final model, ready to answer."""
+
+    run: Run
+    model: Any
+    tokenizer: Tokenizer
+    task: str
+    labels: tuple[str, ...]
+    precision: torch.dtype
+    max_tokens: int
+
+
+def open_final(run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False) -> Opened:
+    """The final model of a run, in evaluation mode, in the precision it was evaluated in unless told otherwise.
+
+    Raises:
+        UserError: the run has none yet, or it has changed since it was written.
+    """
+    import torch
+
+    from danlu.data.tokenizer import Tokenizer
+    from danlu.surgery.freeze import cast_frozen
+
+    if not run.has("final.json"):
+        raise UserError(f"{run.path} has no final model yet (it is {run.status})", f"danlu resume {run.path}")
+    facts, used = run.read("run.json"), run.read("experiment.json")["used"]
+    sealed = run.read("final.json")["sha256"]
+    found = weights_sha256(run.model)
+    if found != sealed:
+        raise UserError(
+            f"{run.model}: the weights have SHA-256 {found[:12]}…, expected {sealed[:12]}…",
+            "restore the folder from a copy of the run",
+        )
+    torch.set_num_threads(threads or int(used["threads"]["value"] or 1))
+    name = precision or used["precision"]["value"]
+    labels = tuple(facts.get("labels") or ())
+    weights = weights_of(Base(str(run.path), run.model, found, "", "run"))
+    model = open_weights(weights, facts["task"], labels or None, merged=merged)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    kind: torch.dtype = getattr(torch, name)
+    if kind != torch.float32:
+        cast_frozen(model, kind, keep="lora_")
+    return Opened(
+        run,
+        model.eval(),
+        Tokenizer.load(run.model),
+        facts["task"],
+        labels,
+        kind,
+        int(used["max_tokens"]["value"] or weights.context),
+    )
+
+
+def seal(run: Run) -> None:
+    """Write down what the final model is, last of all: a run with final.json has a whole one."""
+    run.write(
+        "final.json", {"sha256": weights_sha256(run.model), "files": sorted(path.name for path in run.model.iterdir())}
+    )

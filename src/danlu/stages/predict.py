@@ -1,0 +1,154 @@
+"""Answers of a finished run: labels with their probabilities, or text. Evaluation, the command line and Python all come here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from danlu.core.errors import UserError
+from danlu.core.run import Run
+from danlu.data.loader import Rows
+from danlu.data.source import Source, column, read
+from danlu.models.generate import Sampling, generate
+from danlu.stages.load import Opened, open_final
+from danlu.tasks.material import TEXTS
+
+
+TOKENS = 2048
+BATCH = 8
+"""Prompts answered together. Fixed, so that an answer in the notebook is the answer in the evaluation."""
+PROMPTS = ("prompt", "question", "instruction", *TEXTS)
+
+Message = dict[str, Any]
+
+
+def predict(run: Run, inputs: Sequence[Any] | None = None, data: Any = None, **settings: Any) -> list[dict[str, Any]]:
+    """Answer each input: texts, conversations (lists of messages), or the rows of a file.
+
+    settings: of generation, for a chat model (`models.generate.Sampling`).
+
+    Returns one mapping a row: `label` and `probabilities`, or `answer` and `finish`, beside `input`.
+    """
+    opened = open_final(run)
+    asked = list(inputs) if inputs is not None else inputs_of(opened, read(data))
+    if not asked:
+        raise UserError("nothing to answer", "give texts, or data=FILE")
+    if opened.labels:
+        if settings:
+            raise UserError(
+                f"{', '.join(settings)}: settings of generation, but this run sorts texts into classes",
+                "leave them out",
+            )
+        wrong = next((each for each in asked if not isinstance(each, str)), None)
+        if wrong is not None:
+            raise UserError(f"found {wrong!r}, expected text", "this run sorts texts into classes")
+        found = probabilities(opened, asked)
+        return [
+            {
+                "input": text,
+                "label": opened.labels[int(row.argmax())],
+                "probabilities": {label: round(float(p), 6) for label, p in zip(opened.labels, row, strict=True)},
+            }
+            for text, row in zip(asked, found, strict=True)
+        ]
+    conversations = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in asked]
+    sampling = Sampling(**settings)
+    written = write(opened, conversations, sampling)
+    return [
+        {"input": given, "answer": text, "finish": finish} for given, (text, finish) in zip(asked, written, strict=True)
+    ]
+
+
+def inputs_of(opened: Opened, source: Source) -> list[Any]:
+    """A file's rows as inputs: conversations without their last answer, or the column with the text."""
+    if not opened.labels and "messages" in source.columns:
+        rows = [list(row.values["messages"]) for row in source.rows]
+        return [row[:-1] if row and row[-1].get("role") == "assistant" else row for row in rows]
+    name = column(source, None, PROMPTS, "text")
+    return [str(row.values[name]) for row in source.rows]
+
+
+@torch.inference_mode()
+def probabilities(opened: Opened, texts: Sequence[str]) -> np.ndarray:
+    """Softmax of the logits, float32 [texts, labels]; each text cut at the length the model was trained with."""
+    limit = opened.max_tokens
+    encoded = opened.tokenizer.encode_batch(list(texts), special=True)
+    ids = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in encoded]
+    rows = Rows.with_labels(ids, [0] * len(ids), range(len(ids)))
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+    result = np.empty((len(ids), len(opened.labels)), np.float32)
+    device = next(opened.model.parameters()).device
+    for batch in rows.batches(order, TOKENS):
+        with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
+            logits = opened.model.logits(opened.model(batch.ids.to(device), batch.lengths))
+        result[list(batch.rows)] = logits.float().softmax(-1).cpu().numpy()
+    return result
+
+
+def answers(opened: Opened, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
+    """The likeliest answer to each conversation."""
+    return [text for text, _ in write(opened, conversations, Sampling(max_new_tokens=max_new_tokens))]
+
+
+def write(
+    opened: Opened,
+    conversations: Sequence[Sequence[Message]],
+    sampling: Sampling,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[tuple[str, str]]:
+    """(answer, why it ended) of each conversation, rendered by the very template the run was trained with."""
+    tokenizer = opened.tokenizer
+    prompts = [
+        tokenizer.encode(tokenizer.render(conversation, generation_prompt=True)) for conversation in conversations
+    ]
+    device = next(opened.model.parameters()).device
+    done: list[tuple[str, str]] = []
+    for start in range(0, len(prompts), BATCH):
+        with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
+            batch = generate(opened.model, prompts[start : start + BATCH], sampling, tokenizer.ends, on_token)
+        for each in batch:
+            tokens = each.tokens[:-1] if each.finish == "stop" else each.tokens
+            done.append((tokenizer.decode(tokens, skip_special=True).strip(), each.finish))
+    return done
+
+
+def chat(run: Run, say: Callable[[str], None] = print, ask: Callable[[str], str] = input, **settings: Any) -> None:
+    """A conversation in the terminal, streamed; an empty line or Ctrl-D ends it."""
+    opened = open_final(run)
+    if opened.labels:
+        raise UserError(f"{run.path} sorts texts into classes, it does not chat", f"danlu predict {run.path} 'a text'")
+    sampling = Sampling(**settings)
+    history: list[Message] = []
+    say("an empty line ends the conversation")
+    while True:
+        try:
+            question = ask("you: ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        history.append({"role": "user", "content": question})
+        streamed = Stream(opened)
+        ((text, _),) = write(opened, [history], sampling, streamed)
+        streamed.end()
+        history.append({"role": "assistant", "content": text})
+
+
+class Stream:
+    """Prints an answer as it comes; a character whose bytes are not complete yet waits for the next token."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.tokenizer, self.tokens, self.shown = opened.tokenizer, list[int](), 0
+
+    def __call__(self, row: int, token: int) -> None:
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens, skip_special=True)
+        if not text.endswith("\ufffd"):
+            print(text[self.shown :], end="", flush=True)
+            self.shown = len(text)
+
+    def end(self) -> None:
+        print(flush=True)

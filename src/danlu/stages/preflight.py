@@ -1,0 +1,117 @@
+"""What a person should know before the first step, in words: what is learned, what was dropped and why, what it will cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from danlu.core import device
+from danlu.core.config import Setting
+from danlu.experiment import Asked
+from danlu.stages.prepare import PARTS, Prepared, prepare
+from danlu.training.hooks import clock
+
+
+Say = Callable[[str], None]
+GREEN, GREY, OFF = "\x1b[32m", "\x1b[90m", "\x1b[0m"
+
+
+def preflight(asked: Asked, data: Any = None, say: Say = print) -> dict[str, Any]:
+    """Everything training would check and print, without training: findings, settings with origins, expected time and memory.
+
+    Raises:
+        UserError: what training would stop at.
+    """
+    from danlu.stages.train import build, trial, with_steps
+
+    prepared = prepare(asked, data, say)
+    show(prepared, say)
+    options = prepared.experiment.training
+    built = build(prepared if options.steps else with_steps(prepared, Setting(1, "not known yet")), say)
+    expected = trial(built, prepared)
+    steps = options.steps or max(1, int(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
+    say(expectation(expected, steps))
+    used = {key: {"value": setting.value, "origin": setting.origin} for key, setting in prepared.settings.items()}
+    return {
+        **prepared.findings,
+        "expected": {**expected, "seconds": expected["seconds_per_step"] * steps},
+        "used": used,
+    }
+
+
+def show(prepared: Prepared, say: Say) -> None:
+    """The findings as lines; the mask of a few rows in colour on a terminal."""
+    found = prepared.findings
+    parts = ", ".join(f"{name} {found['splits'][name]}" for name in PARTS)
+    lengths = found["tokens"]["lengths"]
+    say(f"rows: {found['rows']['read']} read, {found['rows']['kept']} kept ({parts})")
+    for entry in found["rows"]["dropped"]:
+        say(f"  dropped {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
+    say(
+        f"tokens: {found['tokens']['train']:,} to train on, {found['tokens']['learned']:,} {'rows labelled' if prepared.labels else 'learned'}; "
+        f"a row has {lengths['min']} to {lengths['max']}, median {lengths['median']}; unknown {found['unknown_share']:.2%}"
+    )
+    cut = found["truncated"]
+    if cut["rows"]:
+        learned = f", {cut['learned']:,} of them learned ones" if not prepared.labels else ""
+        say(
+            f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}"
+        )
+    leaks = ", ".join(f"{pair} {count}" for pair, count in found["leaks"].items())
+    say(f"duplicates in training: {found['duplicates']}; rows in two splits: {leaks}")
+    for label, counts in found["labels"].items():
+        say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
+    for note in found["notes"]:
+        say(f"note: {note}")
+    if not prepared.labels:
+        colour = sys.stdout.isatty() and say is print
+        say(
+            "learned "
+            + (f"{GREEN}green{OFF}, masked {GREY}grey{OFF}:" if colour else "between [[ and ]], the rest is masked:")
+        )
+        for row in found["view"]:
+            text = "".join(mark(piece, learned, colour) for piece, learned in row["pieces"])
+            say(f"  row {row['row']}: " + text.replace("\n", "\n    "))
+    for key, setting in prepared.settings.items():
+        if setting.origin.startswith("derived"):
+            value = setting.value
+            say(f"{key} = {f'{value:g}' if isinstance(value, float) else value}  ({setting.origin})")
+
+
+def mark(piece: str, learned: bool, colour: bool) -> str:
+    """One piece of a row, learned or masked."""
+    if colour:
+        return f"{GREEN if learned else GREY}{piece}{OFF}"
+    return f"[[{piece}]]" if learned else piece
+
+
+def expectation(expected: dict[str, float], steps: int) -> str:
+    """One line about time and memory, from a measured micro-batch."""
+    return (
+        f"expected: {expected['seconds_per_step']:.2f} s a step at {expected['tokens_per_second']:,.0f} tokens/s, "
+        f"{clock(expected['seconds_per_step'] * steps)} for {steps} steps without validation; "
+        f"memory about {expected['memory_bytes'] / 1e9:.1f} GB of {device.machine().memory_total / 1e9:.0f} "
+        f"({expected['trained_parameters'] / 1e6:.2f} M weights trained)"
+    )
+
+
+def version() -> str:
+    """The installed danlu."""
+    from importlib.metadata import version as installed
+
+    return installed("danlu")
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a run remembers of the machine: bitwise resume is promised for an equal one."""
+    found = device.machine()
+    return {
+        "system": found.system,
+        "cpu": found.cpu,
+        "cores": found.cores,
+        "amx": found.amx,
+        "memory_bytes": found.memory_total,
+        "python": found.python,
+        "versions": found.versions,
+    }

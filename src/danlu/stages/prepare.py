@@ -1,0 +1,468 @@
+"""Experiment -> prepared: the model found, the data read, split and tokenized, every open setting derived with its reason.
+
+Nothing is trained and nothing is written here. What was found goes into `data.json` of a run and onto the preflight page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danlu.core import config, device
+from danlu.core.config import Setting
+from danlu.core.errors import UserError
+from danlu.data.clean import contradictions, duplicates, language_of
+from danlu.data.loader import IGNORED, Rows
+from danlu.data.source import Source, read
+from danlu.data.split import split
+from danlu.data.tokenizer import Tokenizer
+from danlu.experiment import Asked, Experiment
+from danlu.models.catalogue import MODELS
+from danlu.models.pretrained import Base, resolve
+from danlu.stages.load import Weights, adapter_of, weights_of
+from danlu.tasks.material import Account, Conversations, Encoded, Item, LabelledTexts, Material
+
+
+PARTS = ("train", "validation", "test")
+RARE = 3
+"""Fewest distinct rows of a class: one to learn from, one to choose by, one to measure with."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs, and all that a person should know before it.
+
+    experiment: with every derived setting filled in. settings: the same, flat, each with its origin. rows, items: by part.
+    """
+
+    asked: Asked
+    experiment: Experiment
+    settings: dict[str, Setting]
+    base: Base
+    weights: Weights
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    rows: dict[str, Rows]
+    items: dict[str, list[Item]]
+    sources: dict[str, Source]
+    findings: dict[str, Any]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.rows["train"]) / number(self.experiment.training.batch_size))
+
+
+def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) -> Prepared:
+    """Everything up to the first step.
+
+    data: rows handed over in Python instead of the file `data=`.
+
+    Raises:
+        UserError: for every kind of bad input there is; nothing has been written.
+    """
+    experiment = asked.experiment
+    options = experiment.data
+    if data is None and options.data is None:
+        raise UserError("no data=", "give a JSONL, CSV or Parquet file: data=my.jsonl")
+    given = {"data": data if data is not None else options.data, "validation": options.validation, "test": options.test}
+    limit = options.max_rows
+    sources = {
+        role: read(place, bad_rows=options.bad_rows, max_rows=limit if role == "data" else None)
+        for role, place in given.items()
+        if place is not None
+    }
+    base = resolve(experiment.model.model, say)
+    weights = weights_of(base)
+    template = experiment.model.template
+    tokenizer = Tokenizer.load(weights.folder, read_template(template) if template else None)
+    chat = experiment.task.task == "chat"
+    if chat and not tokenizer.has_template:
+        raise UserError(
+            f"{base.name} has no chat template", "choose a chat model (`danlu models`), or give template=FILE"
+        )
+    material: Material = Conversations(options, experiment.task) if chat else LabelledTexts(options)
+    dropped = Account()
+    parts = part(material, sources, experiment, dropped, say)
+    labels: tuple[str, ...] = ()
+    if isinstance(material, LabelledTexts):
+        labels = material.labels = check_labels(parts, sources)
+    unlimited = weights.context
+    wanted = options.max_tokens or unlimited
+    if wanted > unlimited:
+        raise UserError(
+            f"max_tokens={wanted}, but {base.name} reads at most {unlimited} tokens",
+            f"set max_tokens={unlimited} or less",
+        )
+    encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
+    check_unknown(encoded["train"], parts["train"], base, options.unknown_share)
+    if not len(encoded["train"].rows):
+        reasons = (
+            "; ".join(f"{entry['reason']} ({entry['count']})" for entry in encoded["train"].dropped.json())
+            or "no usable row"
+        )
+        raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
+    settings = derive(asked, weights, encoded, chat, len(parts["validation"]))
+    findings = describe(material, sources, parts, encoded, dropped, labels, tokenizer)
+    return Prepared(
+        asked=asked,
+        experiment=config.build(Experiment, settings),
+        settings=settings,
+        base=base,
+        weights=weights,
+        tokenizer=tokenizer,
+        labels=labels,
+        rows={name: each.rows for name, each in encoded.items()},
+        items=parts,
+        sources=sources,
+        findings=findings,
+    )
+
+
+def read_template(place: str) -> str:
+    """A chat template a person names."""
+    try:
+        return Path(place).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"template={place} cannot be read: {error}", "give a UTF-8 file with a Jinja chat template"
+        ) from None
+
+
+def number(value: int | float | None) -> int:
+    """A setting that `derive` has filled."""
+    if value is None:
+        raise ValueError("not derived yet")
+    return int(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def part(
+    material: Material, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Callable[[str], None]
+) -> dict[str, list[Item]]:
+    """Usable rows by part; rows of `data` that say the same as a given validation or test row leave the training part."""
+    found: dict[str, list[Item]] = {}
+    for role, source in sources.items():
+        found[role], account = material.items(source)
+        for rejected in source.rejected:
+            dropped.add(rejected.reason, rejected.place)
+        for entry in account.json():
+            dropped.counts[entry["reason"]] += entry["count"]
+            dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
+        taken = (
+            f", the first {len(source.rows)} of {source.total}"
+            if len(source.rows) + len(source.rejected) < source.total
+            else ""
+        )
+        say(f"{role}: {source.name} ({source.format}), {len(found[role])} rows{taken}: {material.said}")
+        if not found[role]:
+            raise UserError(f"{source.name}: no usable row of {source.total}", "see the reasons with bad_rows=error")
+    options = experiment.data
+    shares = {
+        "validation_share": 0.0 if "validation" in found else options.validation_share,
+        "test_share": 0.0 if "test" in found else options.test_share,
+    }
+    held = {item.key: role for role in ("validation", "test") for item in found.get(role, [])}
+    rows = []
+    for item in found["data"]:
+        if item.key in held:
+            dropped.add(f"also in the {held[item.key]} file, so not learned", item.place)
+        else:
+            rows.append(item)
+    if "validation" in found and "test" in found:
+        tested = {item.key for item in found["test"]}
+        for item in [item for item in found["validation"] if item.key in tested]:
+            dropped.add("in validation and in test: left out of validation", item.place)
+        found["validation"] = [item for item in found["validation"] if item.key not in tested]
+    if not rows:
+        raise UserError("every row of data= is also in the validation or test file", "give other rows to learn from")
+    labels = None
+    if rows[0].label is not None:
+        rows = without_rare(rows, options.rare_labels, dropped)
+        labels = [str(item.label) for item in rows]
+        if not rows:
+            raise UserError("every label has fewer than 3 distinct rows", "is label= the right column?")
+    chosen = split(components(rows), seed=experiment.training.seed, labels=labels, **shares)
+    parts = {name: [rows[place] for place in getattr(chosen, name)] for name in PARTS}
+    return parts | {name: found[name] for name in ("validation", "test") if name in found}
+
+
+def without_rare(rows: list[Item], policy: str, dropped: Account) -> list[Item]:
+    """Rows whose class has enough distinct ones to be learned, chosen by and measured; the others are an error, or counted."""
+    keys: dict[str, set[str]] = {}
+    for item in rows:
+        keys.setdefault(str(item.label), set()).add(item.key)
+    rare = {label: len(found) for label, found in keys.items() if len(found) < RARE}
+    if rare and policy == "error":
+        label, count = min(rare.items(), key=lambda pair: (pair[1], pair[0]))
+        places = ", ".join(item.place for item in rows if item.label == label)
+        raise UserError(
+            f"label {label!r} has {count} distinct row{'s' * (count != 1)} ({places}), expected at least {RARE}: "
+            f"one to learn from, one to choose by, one to measure with ({len(rare)} such labels of {len(keys)})",
+            "add rows, merge the label with another, or set rare_labels=drop",
+        )
+    for item in rows:
+        if item.label in rare:
+            dropped.add(f"its label has fewer than {RARE} distinct rows", item.place)
+    return [item for item in rows if item.label not in rare]
+
+
+def components(rows: Sequence[Item]) -> list[str]:
+    """One key a row: rows that say the same or are of one group, directly or through others, share it."""
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        while parent.setdefault(node, node) != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for item in rows:
+        if item.group is not None:
+            one, two = sorted((root(f"text:{item.key}"), root(f"group:{item.group}")))
+            parent[two] = one
+    return [root(f"text:{item.key}") for item in rows]
+
+
+def check_labels(parts: dict[str, list[Item]], sources: dict[str, Source]) -> tuple[str, ...]:
+    """The classes, sorted; those of the held-out parts must be among those that are learned."""
+    labels = sorted({str(item.label) for item in parts["train"]})
+    for name in ("validation", "test"):
+        alien = sorted({str(item.label) for item in parts[name]} - set(labels))
+        if alien:
+            example = next(item for item in parts[name] if item.label == alien[0])
+            raise UserError(
+                f"{example.place}: label {alien[0]!r} occurs only in {name}, so it is never learned (learned: {', '.join(labels[:20])})",
+                "add training rows with it, mend its spelling, or remove those rows",
+            )
+    if len(labels) < 2:
+        raise UserError(
+            f"{sources['data'].name}: all {len(parts['train'])} training rows have the label {labels[0]!r}",
+            "add rows of another class",
+        )
+    if len(labels) > len(parts["train"]) / 2 and len(labels) > 20:
+        raise UserError(
+            f"{len(labels)} different labels in {len(parts['train'])} rows: this looks like numbers or free text, not classes",
+            "name the right column with label=",
+        )
+    return tuple(labels)
+
+
+def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: float) -> None:
+    """Text the tokenizer cannot read is not learned, whatever the loss says."""
+    share = encoded.unknown / max(1, encoded.tokens)
+    if share > limit:
+        language = language_of([item.text for item in items])
+        entries = [MODELS.get(name) for name in MODELS.names()]
+        fitting = [entry.name for entry in entries if entry.byte_level]
+        raise UserError(
+            f"{share:.0%} of the tokens are unknown to the tokenizer of {base.name}: the text is {language}",
+            f"choose a model for that language; of the catalogue {', '.join(fitting)} read{'s' * (len(fitting) == 1)} every script "
+            f"(a folder or a hub name works too), or allow it with unknown_share={min(1.0, math.ceil(share * 100) / 100)}",
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- derive
+
+
+def derive(
+    asked: Asked, weights: Weights, encoded: Mapping[str, Encoded], chat: bool, validation_rows: int
+) -> dict[str, Setting]:
+    """Every setting: what was asked, else what is derived with its reason, else the default."""
+    experiment = asked.experiment
+    everything = {
+        key: Setting(value, asked.settings[key].origin if key in asked.settings else "default")
+        for key, value in config.flat(experiment).items()
+    }
+
+    def fill(key: str, value: Any, reason: str) -> Any:
+        if everything[key].value is None:
+            everything[key] = Setting(value, f"derived: {reason}")
+        return everything[key].value
+
+    machine = device.machine()
+    fill("precision", *device.pick_precision(machine))
+    fill("threads", *device.pick_threads(machine))
+    rows = len(encoded["train"].rows)
+    small = weights.parameters < 60e6
+    reason = f"{weights.parameters / 1e6:,.0f} M weights " + (
+        "train whole in little memory" if small else "would need 16 bytes each to train whole"
+    )
+    method = fill("method", "full" if small else "lora", reason)
+    lora = method == "lora"
+    fill(
+        "learning_rate",
+        (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4),
+        "LoRA's matrices start at zero and bear ten times the rate of whole weights"
+        if lora
+        else "whole weights: one to two orders below the rate of pretraining, so that what they know stays",
+    )
+    size = min(8 if chat else 16, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
+    batch = fill(
+        "batch_size",
+        size,
+        f"{rows} training rows: at least 25 updates in a pass, at most {8 if chat else 16} rows in one",
+    )
+    longest = max(each.longest for each in encoded.values())
+    fill(
+        "max_tokens",
+        min(longest, weights.context),
+        f"the longest row has {longest} tokens, the model's context {weights.context}",
+    )
+    if everything["steps"].value is None:
+        if everything["epochs"].value is None and everything["hours"].value is None:
+            fill(
+                "epochs",
+                3.0 if rows < 5_000 else 1.0,
+                f"{rows} training rows: " + ("three passes" if rows < 5_000 else "one pass is enough"),
+            )
+        if everything["epochs"].value is not None:
+            steps = max(1, round(everything["epochs"].value * math.ceil(rows / batch)))
+            fill("steps", steps, f"{everything['epochs'].value:g} passes over {rows} rows, {batch} at a time")
+    steps = everything["steps"].value
+    fill(
+        "validate_every",
+        max(1, (steps or 200) // 8),
+        "eight times in a run" if steps else "hours= alone: every 25 updates",
+    )
+    cap = max(64, rows // 4)
+    fill(
+        "validation_rows",
+        min(cap, validation_rows) or 1,
+        f"all {validation_rows}"
+        if validation_rows <= cap
+        else f"{cap} of {validation_rows}: looked at often, so at most a quarter of the training rows",
+    )
+    return everything
+
+
+# ------------------------------------------------------------------------------------------------------------- findings
+
+
+def describe(
+    material: Material,
+    sources: Mapping[str, Source],
+    parts: Mapping[str, list[Item]],
+    encoded: Mapping[str, Encoded],
+    dropped: Account,
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """What preflight found, JSON-ready."""
+    for name in PARTS:
+        for entry in encoded[name].dropped.json():
+            dropped.counts[entry["reason"]] += entry["count"]
+            dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
+    rows = encoded["train"].rows
+    lengths = rows.lengths
+    keys = {name: [item.key for item in items] for name, items in parts.items()}
+    repeated = sum(len(group) - 1 for group in duplicates(keys["train"]))
+    leaks = {
+        f"{one}-{two}": len(set(keys[one]) & set(keys[two]))
+        for one, two in (("train", "validation"), ("train", "test"), ("validation", "test"))
+    }
+    notes = [] if material.said == "" else [material.said]
+    if labels:
+        unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
+        if unclear:
+            notes.append(
+                f"{len(unclear)} texts stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
+            )
+    smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
+    if smuggled:
+        notes.append(
+            f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
+        )
+    edges = np.histogram_bin_edges(lengths, bins=min(24, max(1, len(np.unique(lengths)))))
+    counts, _ = np.histogram(lengths, edges)
+    cuts: dict[str, int] = {}
+    for each in encoded.values():
+        for reason, count in each.cut.items():
+            cuts[reason] = cuts.get(reason, 0) + count
+    notes += [f"{cuts[reason]} {reason}" for reason in cuts if reason.startswith("rows in")]
+    return {
+        "rows": {
+            "read": sum(source.total for source in sources.values()),
+            "kept": sum(len(each.rows) for each in encoded.values()),
+            "dropped": [{**entry, "examples": entry["examples"][:3]} for entry in dropped.json()],
+        },
+        "splits": {name: len(parts[name]) for name in PARTS},
+        "tokens": {
+            "train": int(lengths.sum()),
+            "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
+            "lengths": {
+                "min": int(lengths.min()),
+                "median": int(np.median(lengths)),
+                "p95": int(np.percentile(lengths, 95)),
+                "max": int(lengths.max()),
+                "histogram": [
+                    [round(float(edge), 1), int(count)] for edge, count in zip(edges[:-1], counts, strict=True)
+                ],
+            },
+        },
+        "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
+        "duplicates": repeated,
+        "leaks": leaks,
+        "truncated": {
+            "rows": cuts.get("rows", 0),
+            "tokens": cuts.get("tokens", 0),
+            "learned": cuts.get("learned tokens cut off", 0),
+        },
+        "labels": {
+            label: {name: sum(item.label == label for item in parts[name]) for name in PARTS} for label in labels
+        },
+        "notes": notes,
+        "view": [view(rows, place, tokenizer) for place in range(min(3, len(rows)))],
+    }
+
+
+def view(rows: Rows, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """One row as pieces of text, learned or not: what the mask really is, read back from the tokens."""
+    span = slice(rows.starts[place], rows.starts[place + 1])
+    ids = rows.ids[span].tolist()
+    if rows.labelled:
+        return {
+            "row": int(rows.numbers[place]),
+            "pieces": [[tokenizer.decode(ids), False]],
+            "label": int(rows.targets[place]),
+        }
+    learned = [False, *(target != IGNORED for target in rows.targets[span].tolist()[:-1])]
+    pieces: list[list[Any]] = []
+    start = 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or learned[end] != learned[start]:
+            pieces.append([tokenizer.decode(ids[start:end]), learned[start]])
+            start = end
+    return {"row": int(rows.numbers[place]), "pieces": pieces}
+
+
+def lineage(prepared: Prepared) -> dict[str, Any]:
+    """What the run came from: the model with the SHA-256 of its weights, and every data file with its own."""
+    base = prepared.base
+    adapter = adapter_of(base.folder)
+    return {
+        "model": {
+            "name": base.name,
+            "sha256": base.sha256,
+            "licence": base.licence,
+            "kind": base.kind,
+            "folder": str(base.folder),
+            **({"adapter_on": adapter["danlu_base"]} if adapter and "danlu_base" in adapter else {}),
+        },
+        "data": [
+            {"role": role, "name": source.name, "sha256": source.sha256, "rows": source.total, "format": source.format}
+            for role, source in prepared.sources.items()
+        ],
+    }
+
+
+def dump_items(items: Sequence[Item]) -> str:
+    """Held-out rows as JSONL, readable again by `data=`."""
+    return "".join(json.dumps({"row": item.number, **item.values}, ensure_ascii=False) + "\n" for item in items)

@@ -1,0 +1,172 @@
+"""Adapters: small trained weights beside frozen ones, through PEFT and in its layout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danlu.core.errors import UserError
+from danlu.models.options import ModelOptions
+from danlu.models.pretrained import read_json
+from danlu.surgery.freeze import matches
+
+
+PREFIX = "base_model.model."
+"""What PEFT puts before every name in an adapter file."""
+
+
+def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.nn.Module:
+    """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x with W frozen, B zero at first. A task's new head is trained whole.
+
+    Raises:
+        UserError: `lora_targets` names no linear layer of this model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    body = [name for name in linear if not matches(f"{name}.weight", "head")]
+    wanted = options.lora_targets
+    targets = (
+        body if wanted == ("all-linear",) else [n for n in body if any(n == w or n.endswith(f".{w}") for w in wanted)]
+    )
+    missing = [w for w in wanted if w != "all-linear" and not any(n == w or n.endswith(f".{w}") for n in body)]
+    if missing or not targets:
+        names = sorted({name.rsplit(".", 1)[-1] for name in body})
+        raise UserError(
+            f"lora_targets: {missing[0] if missing else wanted} names no linear layer",
+            f"this model has {', '.join(names)}",
+        )
+    heads = {name: p for name, p in model.named_parameters() if matches(name, "head")}
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=targets,
+        bias="none",
+    )
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    inject_adapter_in_model(config, model)
+    torch.set_rng_state(state)
+    classifier = getattr(model, "task", "") == "classification"
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or (classifier and name in heads))
+    return model
+
+
+def layers(model: torch.nn.Module) -> dict[str, Any]:
+    """The adapted layers by name; empty for a model without an adapter."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+@contextlib.contextmanager
+def switched_off(model: torch.nn.Module) -> Iterator[None]:
+    """The base model as it was, inside."""
+    for layer in layers(model).values():
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers(model).values():
+            layer.enable_adapters(True)
+
+
+def merge(model: torch.nn.Module) -> torch.nn.Module:
+    """W + (alpha / rank) B A in place of both, in float32; the model has plain layers again."""
+    for name, layer in layers(model).items():
+        base = layer.get_base_layer()
+        with torch.no_grad():
+            base.weight.data = base.weight.data.float() + layer.get_delta_weight("default").float()
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, base)
+    return model
+
+
+def plain_name(name: str) -> str:
+    """A weight's Hugging Face name, without what the adapter puts into it."""
+    return name.replace(".base_layer.", ".").replace(".default.", ".")
+
+
+def short_names(model: torch.nn.Module, targets: list[str]) -> list[str]:
+    """`q_proj` instead of its thirty paths, where the last part of the name means exactly the adapted layers."""
+    leaves = {name.rsplit(".", 1)[-1] for name in targets}
+    meant = [n for n, module in model.named_modules() if n.rsplit(".", 1)[-1] in leaves and n not in targets]
+    clash = [n for n in meant if isinstance(model.get_submodule(n), torch.nn.Linear) and ".base_layer" not in n]
+    return sorted(targets if clash else leaves)
+
+
+def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them.
+
+    base: {"name", "sha256", "folder"}: the model the adapter belongs to; the SHA-256 of its weights goes into the file's header.
+    """
+    from safetensors.torch import save_file
+
+    found = layers(model)
+    first = next(iter(found.values()))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    heads = sorted({name.split(".")[0] for name in trained if "lora_" not in name})
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in trained.items()}
+    save_file(
+        tensors,
+        folder / "adapter_model.safetensors",
+        {"format": "pt", "base": base["name"], "base_sha256": base["sha256"]},
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if getattr(model, "task", "") == "classification" else "CAUSAL_LM",
+        "base_model_name_or_path": base["name"],
+        "revision": None,
+        "r": first.r["default"],
+        "lora_alpha": first.lora_alpha["default"],
+        "lora_dropout": getattr(first.lora_dropout["default"], "p", 0.0),
+        "target_modules": short_names(model, list(found)),
+        "modules_to_save": heads or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "danlu_base": base,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), "utf-8")
+
+
+def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    """Put the adapter in `folder` on its base model.
+
+    Raises:
+        UserError: the adapter is of another kind, or its weights do not fit this model.
+    """
+    from safetensors.torch import load_file
+
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"{folder}: adapter of type {config.get('peft_type')!r}, expected LORA", "merge it with PEFT first"
+        )
+    options = ModelOptions(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        lora_dropout=config.get("lora_dropout", 0.0),
+        lora_targets=tuple(config["target_modules"]),
+    )
+    add_lora(model, options, seed=0)
+    names = {PREFIX + plain_name(name): p for name, p in model.named_parameters() if "lora_" in name}
+    heads = config.get("modules_to_save") or []
+    names |= {PREFIX + name: p for name, p in model.named_parameters() if name.split(".")[0] in heads}
+    tensors = load_file(folder / "adapter_model.safetensors")
+    wrong = set(names) ^ set(tensors) or {n for n in names if names[n].shape != tensors[n].shape}
+    if wrong:
+        raise UserError(
+            f"{folder}/adapter_model.safetensors does not fit this model: {min(wrong)}",
+            "use the base model it names",
+        )
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(tensors[name])
+    return model

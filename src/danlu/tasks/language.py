@@ -1,0 +1,66 @@
+"""Language: the next token, learned where a conversation's assistant speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from danlu.core.types import Documents, Learner
+from danlu.data.loader import IGNORED
+from danlu.models.cross_entropy import token_losses
+
+
+class Language:
+    """Causal language modelling on the supervised tokens of each document; the mean is over supervised tokens."""
+
+    def __init__(self, model: Any, learner: Learner | None = None, label_smoothing: float = 0.0) -> None:
+        """model: a `core.types.Backbone`. learner: None measures only."""
+        self.model, self.learner, self.label_smoothing = model, learner, label_smoothing
+
+    def learners(self) -> dict[str, Learner]:
+        return {"model": self.learner} if self.learner else {}
+
+    def begin(self, window: Sequence[Documents], learner: str, rng: torch.Generator) -> None:
+        self.model.train()
+
+    def counts(self, batch: Documents, learner: str) -> dict[str, float]:
+        return {"tokens": float((batch.targets != IGNORED).sum())}
+
+    def losses(self, batch: Documents, learner: str) -> dict[str, torch.Tensor]:
+        return {"tokens": self.row_losses(batch, self.label_smoothing)}
+
+    def end(self, learner: str) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        pass
+
+    def row_losses(self, batch: Documents, smoothing: float = 0.0) -> torch.Tensor:
+        """Summed loss of each document's supervised tokens, in nats: [documents]."""
+        device = next(self.model.parameters()).device
+        hidden = self.model(batch.ids.to(device), batch.lengths)
+        targets = batch.targets.to(device)
+        taught = (targets != IGNORED).nonzero()[:, 0]
+        rows, wanted = hidden[taught], targets[taught]
+        weight = getattr(self.model, "unembedding", None)
+        if weight is None:
+            losses = F.cross_entropy(
+                self.model.logits(rows).float(), wanted, reduction="none", label_smoothing=smoothing
+            )
+        else:
+            losses = token_losses(rows, weight, wanted, smoothing)
+        document = torch.arange(len(batch.lengths), device=device).repeat_interleave(
+            torch.tensor(batch.lengths, device=device), output_size=len(targets)
+        )
+        return torch.zeros(len(batch.lengths), dtype=losses.dtype, device=device).index_add(0, document[taught], losses)
+
+    def measures(self, batch: Documents) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Validation: name -> (sum, count) of each document, without label smoothing."""
+        taught = torch.tensor([int((part != IGNORED).sum()) for part in batch.targets.split(batch.lengths)])
+        return {"loss": (self.row_losses(batch).cpu(), taught)}

@@ -1,0 +1,216 @@
+"""Rows of a file -> what a task learns from: recognised, keyed, tokenized, and every row accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from danlu.core.errors import UserError
+from danlu.data.chat import conversation, recognise, teach_all
+from danlu.data.clean import normal_form
+from danlu.data.loader import IGNORED, Rows
+from danlu.data.options import DataOptions
+from danlu.data.source import Row, Source, cell, column
+from danlu.data.tokenizer import Tokenizer
+from danlu.tasks.options import TaskOptions
+
+
+TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message")
+LABELS = ("label", "labels", "category", "class", "target", "sentiment", "section", "intent")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One usable row. key: its normal form, equal for rows that say the same. values: as it is kept with the run, JSON-ready."""
+
+    number: int
+    place: str
+    key: str
+    text: str
+    values: dict[str, Any]
+    label: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class Account:
+    """What became of rows: reason -> how many, and the places of the first few."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str) -> None:
+        self.counts[reason] += 1
+        if len(self.examples.setdefault(reason, [])) < 3:
+            self.examples[reason].append(example)
+
+    def json(self) -> list[dict[str, Any]]:
+        return [{"reason": r, "count": n, "examples": self.examples[r]} for r, n in self.counts.most_common()]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenized items. unknown and tokens: counted before anything is cut. cut: what truncation took."""
+
+    rows: Rows
+    dropped: Account
+    tokens: int
+    unknown: int
+    longest: int
+    cut: dict[str, int]
+
+
+class Material(Protocol):
+    """What a task makes of a source's rows."""
+
+    said: str
+
+    def items(self, source: Source) -> tuple[list[Item], Account]:
+        """Usable rows, and what became of the others."""
+
+    def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded: ...
+
+
+class Conversations:
+    """Chat rows in any of the three forms; learned are the assistant's turns with their end token."""
+
+    def __init__(self, data: DataOptions, task: TaskOptions) -> None:
+        if (data.text is None) != (data.label is None):
+            given, missing = ("text", "label") if data.text else ("label", "text")
+            raise UserError(
+                f"{given}= without {missing}=", "for chat name both columns: text= the prompt, label= the answer"
+            )
+        self.columns = (data.text, data.label) if data.text and data.label else None
+        self.group, self.system, self.bad_rows = data.group, task.system, data.bad_rows
+        self.said = ""
+
+    def items(self, source: Source) -> tuple[list[Item], Account]:
+        form = recognise(source, self.columns)
+        self.said = f"chat in {form} form"
+        account, found = Account(), []
+        for row in source.rows:
+            try:
+                messages = conversation(row, form, self.system, self.columns)
+            except UserError as error:
+                refuse(error, row, self.bad_rows, account)
+                continue
+            text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+            group = None if self.group is None else str(cell(row, self.group))
+            found.append(Item(row.number, row.place, normal_form(text), text, {"messages": messages}, group=group))
+        return found, account
+
+    def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
+        account = Account()
+        ids: list[list[int]] = []
+        targets: list[list[int]] = []
+        numbers: list[int] = []
+        cut = Counter[str]()
+        tokens = unknown = longest = 0
+        for item, taught in zip(items, teach_all([item.values["messages"] for item in items], tokenizer), strict=True):
+            if isinstance(taught, UserError):
+                refuse(taught, item, self.bad_rows, account)
+                continue
+            if len(taught) > 1:
+                cut["rows in several examples, because the template rewrites history"] += 1
+            for example in taught:
+                tokens += len(example.ids)
+                unknown += (
+                    sum(token == tokenizer.unknown for token in example.ids) if tokenizer.unknown is not None else 0
+                )
+                longest = max(longest, len(example.ids))
+                kept = example.ids[:max_tokens]
+                if len(example.ids) > max_tokens and not keep_long(
+                    item, len(example.ids), max_tokens, too_long, account, cut
+                ):
+                    continue
+                wanted = [t if learned else IGNORED for t, learned in zip(kept, example.learned, strict=False)]
+                wanted = [*wanted[1:], IGNORED]
+                cut["learned tokens cut off"] += sum(example.learned[max_tokens:])
+                if all(target == IGNORED for target in wanted):
+                    account.add(f"nothing to learn is left within {max_tokens} tokens", item.place)
+                    continue
+                ids.append(kept)
+                targets.append(wanted)
+                numbers.append(item.number)
+        return Encoded(Rows.build(ids, targets, numbers), account, tokens, unknown, longest, dict(cut))
+
+
+class LabelledTexts:
+    """Rows with a text and one label."""
+
+    def __init__(self, data: DataOptions, labels: Sequence[str] | None = None) -> None:
+        """labels: the classes, when they are known already (evaluating a model)."""
+        self.data, self.labels = data, tuple(labels) if labels else ()
+        self.said = ""
+
+    def items(self, source: Source) -> tuple[list[Item], Account]:
+        text_column = column(source, self.data.text, TEXTS, "text")
+        label_column = column(source, self.data.label, LABELS, "label")
+        self.said = f"texts in column {text_column!r}, labels in column {label_column!r}"
+        account, found = Account(), []
+        for row in source.rows:
+            try:
+                text, label = cell(row, text_column), cell(row, label_column)
+                if not isinstance(text, str) or not text.strip():
+                    raise UserError(
+                        f"{row.place}: {text_column}: found {text!r}, expected text", "mend or remove the row"
+                    )
+                if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
+                    raise UserError(
+                        f"{row.place}: {label_column}: found {label!r}, expected a label", "mend or remove the row"
+                    )
+            except UserError as error:
+                refuse(error, row, self.data.bad_rows, account)
+                continue
+            group = None if self.data.group is None else str(cell(row, self.data.group))
+            values = {"text": text, "label": str(label)}
+            found.append(Item(row.number, row.place, normal_form(text), text, values, str(label), group))
+        return found, account
+
+    def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
+        account, cut = Account(), Counter[str]()
+        ids: list[list[int]] = []
+        labels: list[int] = []
+        numbers: list[int] = []
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        tokens = unknown = longest = 0
+        for item, encoded in zip(
+            items, tokenizer.encode_batch([item.text for item in items], special=True), strict=True
+        ):
+            tokens += len(encoded)
+            unknown += sum(token == tokenizer.unknown for token in encoded) if tokenizer.unknown is not None else 0
+            longest = max(longest, len(encoded))
+            if len(encoded) > max_tokens:
+                if not keep_long(item, len(encoded), max_tokens, too_long, account, cut):
+                    continue
+                ending = encoded[-1:] if tokenizer.encode("", special=True)[-1:] == encoded[-1:] else []
+                encoded = encoded[: max_tokens - len(ending)] + ending
+            ids.append(encoded)
+            labels.append(number_of[str(item.label)])
+            numbers.append(item.number)
+        return Encoded(Rows.with_labels(ids, labels, numbers), account, tokens, unknown, longest, dict(cut))
+
+
+def refuse(error: UserError, row: Row | Item, bad_rows: str, account: Account) -> None:
+    """Stop at a bad row, or count it, as the experiment says."""
+    message = error.message if row.place in error.message else f"{row.place}: {error.message}"
+    if bad_rows == "error":
+        raise UserError(message, error.fix + (" (or bad_rows=skip)" if "bad_rows" not in error.fix else "")) from None
+    account.add(message.removeprefix(f"{row.place}: "), row.place)
+
+
+def keep_long(item: Item, length: int, limit: int, too_long: str, account: Account, cut: Counter[str]) -> bool:
+    """Whether a row over the limit stays (cut) or goes; either way it is counted."""
+    if too_long == "error":
+        raise UserError(
+            f"{item.place}: {length} tokens, expected at most {limit} (max_tokens)",
+            "raise max_tokens, or set too_long=truncate or drop",
+        )
+    if too_long == "drop":
+        account.add(f"longer than {limit} tokens (too_long=drop)", item.place)
+        return False
+    cut["rows"] += 1
+    cut["tokens"] += length - limit
+    return True

@@ -1,0 +1,244 @@
+"""The training loop: the only one, with the only `backward` of the project.
+
+Causal language models, classifiers, GANs, contrastive and private learning are tasks (`core.types.Task`); a federated client or a
+search trial is another caller. `fit` never touches the disk: hooks own the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from danlu.core.errors import UserError
+from danlu.core.types import Learner, Position, Privacy, Task
+
+
+class Data(Protocol):
+    """An endless stream of windows that can start anywhere it has been before."""
+
+    def __call__(self, start: Position | None) -> Iterator[tuple[Sequence[Any], Position]]:
+        """Yields a window (the micro-batches of one update) and the position behind it."""
+
+
+@dataclass
+class State:
+    """All that training is at one moment, between two updates.
+
+    step: updates made. position: where the data goes on. precision: of the matrix products. stop: why training ended early.
+    """
+
+    task: Task
+    data: Data
+    seed: int = 0
+    precision: torch.dtype = torch.float32
+    step: int = 0
+    position: Position | None = None
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one learner's update was: each term's mean over the window, the L2 norm of the gradient before clipping."""
+
+    losses: dict[str, float]
+    counts: dict[str, float]
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+@dataclass
+class Step:
+    """What a hook is shown after each step."""
+
+    number: int
+    window: Sequence[Any]
+    updates: dict[str, Update] = field(default_factory=dict)
+
+
+class Hook(Protocol):
+    """Something that happens after each step; only hooks know of the disk, the clock or a person."""
+
+    def __call__(self, state: State, step: Step) -> None:
+        """Called after every step; may set `state.stop` to end training."""
+
+
+def fit(state: State, until: int, hooks: Sequence[Hook] = ()) -> State:
+    """Train until `state.step == until` or a hook sets `state.stop`.
+
+    Every step is a function of the weights, the data position and (seed, step): a state restored from a checkpoint goes on bit
+    for bit as if it had never stopped.
+
+    Raises:
+        UserError: a loss or gradient is not finite. The weights are those of the step before.
+    """
+    learners = state.task.learners()
+    stream = state.data(state.position)
+    while state.step < until and state.stop is None:
+        window, position = next(stream)
+        step = Step(state.step + 1, window)
+        for number, (name, learner) in enumerate(learners.items()):
+            if state.step % learner.every == 0:
+                seed_everything(state.seed, state.step, number)
+                with only(name, learners):
+                    step.updates[name] = update(state, name, learner, window)
+        state.step += 1
+        state.position = position
+        for hook in hooks:
+            hook(state, step)
+    return state
+
+
+def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> Update:
+    """One optimizer step on the gradient of `sum of weight * (sum over the window / count over the window)`.
+
+    The count is taken over all micro-batches and processes before the first backward, so that any split of a window, uneven
+    or partial, gives the gradient of the whole.
+    """
+    task, parameters = state.task, list(learner.parameters.values())
+    rng = torch.Generator().manual_seed(mixed(state.seed, state.step, rank(), 1))
+    autocast = torch.autocast(parameters[0].device.type, state.precision, enabled=state.precision != torch.float32)
+    with autocast:
+        task.begin(window, name, rng)
+    counts = total([task.counts(batch, name) for batch in window])
+    examples = total([{"examples": float(len(batch.rows))} for batch in window])["examples"] if learner.privacy else 0.0
+    private = PrivateSum(parameters, learner.privacy) if learner.privacy else None
+    sums: list[dict[str, float]] = []
+    learner.optimizer.zero_grad(set_to_none=True)
+    for batch in window:
+        with autocast:
+            losses = task.losses(batch, name)
+        sums.append({term: float(loss.detach().double().sum()) for term, loss in losses.items()})
+        terms = [loss * (learner.weights.get(term, 1.0) / (counts[term] or 1.0)) for term, loss in losses.items()]
+        each = torch.stack(terms).sum(0)  # [examples]
+        parts = [each.sum()] if private is None else list((examples * each).unbind())
+        for place, part in enumerate(parts):
+            if part.requires_grad:
+                part.backward(retain_graph=place + 1 < len(parts))
+            if private:
+                private.take()
+    if private:
+        private.finish(examples, torch.Generator().manual_seed(mixed(state.seed, state.step, 0, 2)))
+    else:
+        add_over_processes(parameters)
+    means = {term: value / (counts[term] or 1.0) for term, value in total(sums).items()}
+    loss = sum(learner.weights.get(term, 1.0) * mean for term, mean in means.items())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    if not (np.isfinite(loss) and torch.isfinite(norm)):
+        learner.optimizer.zero_grad(set_to_none=True)
+        rows = sorted({row for batch in window for row in getattr(batch, "rows", ())})
+        raise UserError(
+            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {rows}); the weights are those of step {state.step}",
+            "lower learning_rate, or look at those rows",
+        )
+    if learner.clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, learner.clip, norm)
+    factor = learner.schedule(state.step)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.ema is not None:
+        for key, parameter in learner.parameters.items():
+            average = learner.average.setdefault(key, parameter.detach().clone())
+            average.lerp_(parameter.detach(), 1 - learner.ema)
+    task.end(name)
+    return Update(means, counts, loss, float(norm), max(group["lr"] for group in learner.optimizer.param_groups))
+
+
+class PrivateSum:
+    """Sum of clipped per-example gradients (DP-SGD, Abadi et al. 2016, algorithm 1)."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], privacy: Privacy) -> None:
+        self.parameters, self.privacy = parameters, privacy
+        self.sums = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def take(self) -> None:
+        """Move the gradient of one example, clipped, from the parameters into the sum."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        factor = min(1.0, self.privacy.clip / max(float(torch.nn.utils.get_total_norm(gradients)), 1e-12))
+        for accumulated, gradient, parameter in zip(self.sums, gradients, self.parameters, strict=True):
+            accumulated.add_(gradient, alpha=factor)
+            parameter.grad = None
+
+    def finish(self, examples: float, rng: torch.Generator) -> None:
+        """Leave (sum + noise) / examples as the gradient; every process draws the same noise after the sum over processes."""
+        for accumulated, parameter in zip(self.sums, self.parameters, strict=True):
+            parameter.grad = accumulated
+        add_over_processes(self.parameters)
+        deviation = self.privacy.noise * self.privacy.clip
+        for parameter in self.parameters:
+            assert parameter.grad is not None
+            noise = torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype) * deviation
+            parameter.grad.add_(noise.to(parameter.device)).div_(examples)
+
+
+@contextlib.contextmanager
+def only(name: str, learners: dict[str, Learner]) -> Iterator[None]:
+    """Every other learner's parameters are frozen inside."""
+    frozen = [
+        p
+        for other, learner in learners.items()
+        if other != name
+        for p in learner.parameters.values()
+        if p.requires_grad
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def rank() -> int:
+    """The number of this process; 0 when there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Key by key sum over the micro-batches of every process; a process whose part of the window is empty still takes part."""
+    everyone: list[Sequence[dict[str, float]]] = [parts]
+    if dist.is_initialized():
+        everyone = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, list(parts))
+    result: dict[str, float] = {}
+    for part in (part for process in everyone for part in process):
+        for key, value in part.items():
+            result[key] = result.get(key, 0.0) + value
+    return result
+
+
+def add_over_processes(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Sum the gradients of all processes in place, as one flat message."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def mixed(*parts: int) -> int:
+    """One well-mixed 63-bit seed out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(seed: int, step: int, number: int) -> None:
+    """Random states are a function of (seed, step, learner, process), never of what ran before."""
+    value = mixed(seed, step, number, rank())
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 (other people's augmentation draws from it)

@@ -1,0 +1,256 @@
+"""What happens around the updates: recording, validation, early stopping, checkpoints, progress, limits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from danlu.core import checkpoint
+from danlu.core.checkpoint import Checkpoint
+from danlu.core.track import Tracker
+from danlu.core.types import Documents
+from danlu.training.fit import State, Step
+from danlu.training.optimizer import load_state_tensors, state_tensors
+
+
+# ------------------------------------------------------------------------------------------------------------- snapshots
+
+
+def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
+    """Everything that decides what the next updates will be: tensors by file, and JSON."""
+    learners = state.task.learners()
+    tensors: dict[str, Mapping[str, torch.Tensor]] = {
+        "weights": {f"{name}/{key}": p for name, learner in learners.items() for key, p in learner.parameters.items()},
+        "optimizer": {
+            f"{name}/{k}": t for name, lr in learners.items() for k, t in state_tensors(lr.optimizer).items()
+        },
+        "average": {f"{name}/{key}": t for name, learner in learners.items() for key, t in learner.average.items()},
+        "task": state.task.state_dict(),
+        "random": {"torch": torch.get_rng_state()},
+    }
+    return tensors, {"format": 1, "step": state.step, "position": state.position, "seed": state.seed}
+
+
+def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
+    """Put a checkpoint into a freshly built state; returns its JSON part, with what hooks added to it."""
+    content = saved.state()
+    restore_weights(state, saved)
+    optimizer, average = saved.tensors("optimizer"), saved.tensors("average")
+    for name, learner in state.task.learners().items():
+        load_state_tensors(learner.optimizer, under(optimizer, name))
+        learner.average = under(average, name)
+    state.task.load_state_dict(saved.tensors("task"))
+    torch.set_rng_state(saved.tensors("random")["torch"])
+    state.step, state.position = content["step"], content["position"]
+    return content
+
+
+def restore_weights(state: State, saved: Checkpoint) -> None:
+    """Only the weights, for example of the best step."""
+    weights = saved.tensors("weights")
+    with torch.no_grad():
+        for name, learner in state.task.learners().items():
+            for key, parameter in learner.parameters.items():
+                parameter.copy_(weights[f"{name}/{key}"])
+
+
+def under(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """One learner's part of a tensor file."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+# ----------------------------------------------------------------------------------------------------------------- hooks
+
+
+@dataclass
+class Record:
+    """One line of metrics and one of timings a step; nothing that depends on the clock goes into the metrics."""
+
+    tracker: Tracker
+    steps_per_epoch: int
+    last: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, state: State, step: Step) -> None:
+        tokens = sum(len(batch.ids) for batch in step.window)
+        line: dict[str, Any] = {"epoch": round(step.number / self.steps_per_epoch, 4)}
+        for name, update in step.updates.items():
+            values = {
+                "loss": update.loss,
+                "learning_rate": update.learning_rate,
+                "gradient_norm": update.gradient_norm,
+                "tokens": tokens,
+                "learned": int(sum(update.counts.values())),
+            }
+            line |= values if len(step.updates) == 1 else {name: values}
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.tracker.metrics(step.number, line)
+        self.tracker.timings(step.number, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+
+
+@torch.no_grad()
+def measure(
+    model: torch.nn.Module,
+    measures: Callable[[Documents], dict[str, tuple[torch.Tensor, torch.Tensor]]],
+    batches: Sequence[Documents],
+    precision: torch.dtype,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """name -> (sum, count) of each document, float64, in the order of the batches; the model is in evaluation mode meanwhile."""
+    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    training = model.training
+    device = next(model.parameters()).device.type
+    model.eval()
+    try:
+        for number, batch in enumerate(batches):
+            with torch.autocast(device, precision, enabled=precision != torch.float32):
+                for name, part in measures(batch).items():
+                    parts.setdefault(name, []).append(part)
+            if progress:
+                progress(number + 1)
+    finally:
+        model.train(training)
+    return {
+        name: (torch.cat([s for s, _ in p]).double(), torch.cat([c for _, c in p]).double())
+        for name, p in parts.items()
+    }
+
+
+@dataclass
+class Best:
+    """The best validation so far, and how many came after it without a better one."""
+
+    step: int | None = None
+    loss: float = float("inf")
+    worse: int = 0
+
+
+@dataclass
+class Validate:
+    """Every `every` steps and at the last one: sums over counts on the validation rows; early stopping after `patience` worse ones."""
+
+    model: torch.nn.Module
+    measures: Callable[[Documents], dict[str, tuple[torch.Tensor, torch.Tensor]]]
+    batches: Sequence[Documents]
+    every: int
+    until: int
+    patience: int | None
+    tracker: Tracker
+    best: Best
+    say: Callable[[str], None]
+
+    def __call__(self, state: State, step: Step) -> None:
+        last = state.step == self.until or state.stop is not None
+        if not self.batches or (state.step % self.every and not last):
+            return
+        found = measure(self.model, self.measures, self.batches, state.precision)
+        means = {name: float(sums.sum() / counts.sum()) for name, (sums, counts) in found.items()}
+        self.tracker.metrics(state.step, {"validation": means})
+        if means["loss"] < self.best.loss:
+            self.best.step, self.best.loss, self.best.worse = state.step, means["loss"], 0
+            note = "best so far"
+        else:
+            self.best.worse += 1
+            note = f"not better than {self.best.loss:.4f} at step {self.best.step}"
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.say(f"step {state.step}: validation {numbers} ({note})")
+        if self.patience is not None and self.best.worse >= self.patience:
+            state.stop = (
+                f"early stopping: {self.best.worse} validations in a row were not better than step {self.best.step}"
+            )
+
+
+@dataclass
+class Save:
+    """A verified checkpoint every `every` steps, at the last one, and whenever training stops early."""
+
+    folder: Path
+    every: int
+    until: int
+    tracker: Tracker
+    best: Best
+
+    def __call__(self, state: State, step: Step) -> None:
+        if state.step % self.every == 0 or state.step == self.until or state.stop is not None:
+            self.now(state)
+
+    def now(self, state: State) -> None:
+        tensors, content = snapshot(state)
+        stop = None if (state.stop or "").startswith("interrupted") else state.stop
+        content |= {"best": asdict(self.best), "offsets": self.tracker.offsets(), "stop": stop, "until": self.until}
+        checkpoint.save(self.folder, state.step, tensors, content)
+        checkpoint.rotate(self.folder, protect=self.best.step)
+
+
+@dataclass
+class Progress:
+    """Rate, loss and time left: one line that is rewritten on a terminal, a line now and then elsewhere."""
+
+    until: int
+    stream: TextIO = sys.stderr
+    seconds_between: float = 15.0
+    started: float = field(default_factory=time.perf_counter)
+    first: int | None = None
+    tokens: int = 0
+    shown: float = 0.0
+
+    def __call__(self, state: State, step: Step) -> None:
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = state.step - 1
+        self.tokens += sum(len(batch.ids) for batch in step.window)
+        elapsed = now - self.started
+        live = self.stream.isatty()
+        if not (live or now - self.shown >= self.seconds_between or state.step == self.until or state.stop):
+            return
+        self.shown = now
+        left = elapsed / (state.step - self.first) * (self.until - state.step)
+        losses = "  ".join(
+            f"{'loss' if len(step.updates) == 1 else name} {u.loss:.4f}" for name, u in step.updates.items()
+        )
+        line = f"step {state.step}/{self.until}  {losses}  {self.tokens / elapsed:,.0f} tokens/s  {clock(left)} left"
+        ended = state.step == self.until or state.stop is not None
+        self.stream.write(f"\r\x1b[K{line}" + ("\n" if ended else "") if live else line + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line above the running one."""
+        self.stream.write(f"\r\x1b[K{text}\n" if self.stream.isatty() else text + "\n")
+        self.stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@dataclass
+class Limit:
+    """Stops at the first update past so many seconds of training, those before a resume included."""
+
+    seconds: float
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, state: State, step: Step) -> None:
+        if self.before + time.perf_counter() - self.started >= self.seconds and state.stop is None:
+            state.stop = f"time limit: {clock(self.seconds)} are over"
+
+
+@dataclass
+class Interrupt:
+    """Ends training between two updates when asked to (Ctrl-C, a service manager's TERM), so that a checkpoint can be taken."""
+
+    asked: str | None = None
+
+    def __call__(self, state: State, step: Step) -> None:
+        if self.asked and state.stop is None:
+            state.stop = f"interrupted: {self.asked}"

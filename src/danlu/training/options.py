@@ -1,0 +1,43 @@
+"""What an experiment says about its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from danlu.core.config import option
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long, how fast and in what steps the weights move."""
+
+    steps: int | None = option(None, "updates; derived from epochs", low=1)
+    epochs: float | None = option(None, "passes over the training rows", low=0.0)
+    hours: float | None = option(None, "time limit; training stops at the first update past it", low=0.0)
+    batch_size: int | None = option(None, "rows in an update; derived from the number of rows", low=1)
+    micro_batch_tokens: int = option(
+        2048, "tokens in one forward pass; changes memory and speed, never the gradient", low=8
+    )
+    optimizer: str = option("adamw", "adamw, adam, or sgd (with momentum=)", choices=("adamw", "adam", "sgd"))
+    learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)
+    learning_rates: dict[str, float] | None = option(
+        None, "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6"
+    )
+    momentum: float = option(0.9, "sgd: momentum", low=0.0, high=1.0)
+    beta1: float = option(0.9, "adam: decay of the mean", low=0.0, high=1.0)
+    beta2: float = option(0.999, "adam: decay of the squared mean", low=0.0, high=1.0)
+    epsilon: float = option(1e-8, "adam: added to the denominator", low=0.0)
+    weight_decay: float = option(0.01, "adamw: decoupled decay of matrices; sgd and adam: L2 term", low=0.0)
+    schedule: str = option("cosine", "learning rate after warm-up", choices=("cosine", "linear", "constant", "wsd"))
+    warmup: float = option(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
+    clip: float = option(1.0, "largest L2 norm of the gradient; 0 leaves it alone", low=0.0)
+    precision: str | None = option(
+        None, "of the matrix products: bfloat16 or float32; derived from the machine", choices=("bfloat16", "float32")
+    )
+    validate_every: int | None = option(
+        None, "steps between validations, each with a checkpoint; derived from the steps", low=1
+    )
+    validation_rows: int | None = option(None, "largest number of validation rows looked at each time", low=1)
+    patience: int | None = option(3, "stop after so many validations without a better loss; none never stops", low=1)
+    seed: int = option(0, "of everything random", low=0)
+    threads: int | None = option(None, "CPU threads; derived from the machine", low=1)

@@ -1,0 +1,117 @@
+"""What is said of a machine is true of it, and what is derived from it follows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from danlu.core import device
+from danlu.core.device import GPU, Machine, doctor, machine, pick_precision, pick_threads, trainable_parameters
+
+
+@pytest.fixture(scope="module")
+def found() -> Machine:
+    return machine()
+
+
+def test_the_machine_is_within_what_the_system_says(found: Machine) -> None:
+    assert 1 <= found.cores <= (os.cpu_count() or 1)
+    assert 0 < found.memory_available <= found.memory_total <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert found.here_free > 0
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert found.versions["torch"]
+    assert found.gpus == ()
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from danlu.core import catalog, cache, device; from danlu.models import catalogue\n"
+        "device.doctor(device.machine()); catalogue.MODELS.names()\n"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_cores_follow_the_affinity_mask() -> None:
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from danlu.core.device import machine; print(machine().cores)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "1"
+
+
+def test_precision_follows_from_instructions(found: Machine) -> None:
+    plain = replace(found, amx=False, avx512=True, bf16=False, gpus=())
+    assert pick_precision(plain)[0] == "float32"
+    assert pick_precision(replace(plain, bf16=True)) == ("bfloat16", "the CPU multiplies bfloat16 (AVX-512)")
+    assert pick_precision(replace(plain, amx=True, bf16=True)) == ("bfloat16", "the CPU multiplies bfloat16 (AMX)")
+    assert pick_precision(replace(plain, gpus=(GPU("A card", 1 << 34, True),)))[0] == "bfloat16"
+
+
+def test_threads_are_cores_unless_the_environment_says_otherwise(
+    found: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert pick_threads(replace(found, cores=6)) == (6, "6 physical cores usable")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert pick_threads(replace(found, cores=6))[0] == 3
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    held = bytearray(os.urandom(1 << 20) * 64)
+    first = device.peak_memory_bytes()
+    assert first > len(held)
+    del held
+    assert device.peak_memory_bytes() >= first  # the high-water mark
+
+
+def test_the_probe_measures_something() -> None:
+    speeds = device.probe(0.06)
+    assert speeds.keys() == {"bf16_gflops", "float32_gflops", "read_gb_per_s"}
+    assert all(speed > 0 for speed in speeds.values())
+
+
+def test_what_fits_follows_from_memory() -> None:
+    assert trainable_parameters(16 << 30) == {"full": (12 << 30) // 16, "lora": (12 << 30) // 4}
+    small, large = trainable_parameters(8 << 30, "bfloat16"), trainable_parameters(16 << 30, "bfloat16")
+    assert large["full"] == 2 * small["full"] < large["lora"]
+
+
+def test_the_doctor_names_what_is_missing(found: Machine) -> None:
+    poor = replace(found, compiler=None, cache_free=1 << 20, versions=found.versions | {"peft": None})
+    missing = doctor(poor)["missing"]
+    for words in ("no C++ compiler", "set DANLU_CACHE", "the package peft"):
+        assert any(words in line for line in missing), words
+    assert doctor(found)["derived"]["precision"]["value"] == pick_precision(found)[0]
+
+
+@pytest.mark.parametrize("place", ["DANLU_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_the_cache_is_where_the_environment_says(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DANLU_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(place, str(tmp_path))
+    inside = {"DANLU_CACHE": ".", "XDG_CACHE_HOME": "danlu", "HOME": ".cache/danlu"}[place]
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside / "weights").write_bytes(b"12345")
+    assert machine().cache == tmp_path / inside
+    assert machine().cache_bytes == 5
+
+
+def test_the_smallest_limit_of_the_control_groups_counts(tmp_path: Path) -> None:
+    (inner := tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert device.cpu_quota([inner, tmp_path / "a", tmp_path]) == 1.5
+    assert device.cpu_quota([inner, tmp_path]) is None
+    (tmp_path / "a" / "memory.max").write_text("1000\n")
+    (tmp_path / "a" / "memory.current").write_text("400\n")
+    (inner / "memory.max").write_text("max\n")
+    assert device.memory_limit([inner, tmp_path / "a"], 5000, 3000) == (1000, 600)
+    assert device.memory_limit([inner], 5000, 3000) == (5000, 3000)

@@ -1,0 +1,316 @@
+"""Reading: every format, every trouble named by file and line with its fix, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from contextlib import suppress
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from danlu.core.errors import UserError
+from danlu.data.source import Rejected, cell, column, guess_encoding, read
+
+
+ROWS = [
+    {"text": "crème brûlée", "label": "food"},
+    {"text": "你好，世界", "label": "greeting"},
+    {"text": 'a "b", c\nd', "label": "odd"},
+]
+
+
+def write(folder, name, content):
+    file = folder / name
+    raw = content.encode() if isinstance(content, str) else content
+    file.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return file
+
+
+def jsonl(rows=ROWS):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parquet_bytes(rows=ROWS):
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+CSV = pd.DataFrame(ROWS).to_csv(index=False)
+CONTENT = {
+    "a.jsonl": (jsonl(), "JSONL"),
+    "a.ndjson": (jsonl(), "JSONL"),
+    "a.json": (json.dumps(ROWS, indent=1), "JSON"),
+    "lines.json": (jsonl(), "JSONL"),
+    "a.csv": (CSV, "CSV"),
+    "a.tsv": (pd.DataFrame(ROWS).to_csv(index=False, sep="\t"), "TSV"),
+    "semicolon.csv": (pd.DataFrame(ROWS).to_csv(index=False, sep=";"), "CSV separated by ';'"),
+    "a.parquet": (parquet_bytes(), "Parquet"),
+    "lines": (jsonl(), "JSONL"),
+    "table": (CSV, "CSV"),
+    "crlf.jsonl": (jsonl().replace("}\n", "}\r\n"), "JSONL"),
+    "bom.jsonl": (b"\xef\xbb\xbf" + jsonl().encode(), "JSONL"),
+    "bom.csv": (b"\xef\xbb\xbf" + CSV.encode(), "CSV"),
+    "blank.jsonl": ("\n" + jsonl().replace("\n", "\n\n") + "  \n", "JSONL"),
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("name", CONTENT)
+def test_every_format_gives_the_same_rows(tmp_path, name, packed):
+    content, expected = CONTENT[name]
+    file = write(tmp_path, name + packed, content)
+    source = read(file)
+    assert [row.values for row in source.rows] == ROWS
+    assert (source.format, source.total, source.rejected) == (expected, 3, ())
+    assert source.columns == ("text", "label")
+    assert source.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_line_numbers_count_blank_lines_and_records_do_not(tmp_path):
+    source = read(write(tmp_path, "a.jsonl", '\n{"a": 1}\n\n{"a": 2}\n'))
+    assert [row.place for row in source.rows] == ["a.jsonl:2", "a.jsonl:4"]
+    source = read(write(tmp_path, "a.csv", 'text,label\n"two\nlines",x\n\nb,y\n'))
+    assert [row.number for row in source.rows] == [1, 2]
+
+
+BAD = {
+    "broken.jsonl": ('{"a": 1}\n{"a": 2,}\n{"a": 3}\n', "broken.jsonl:2", "column 9"),
+    "cut.jsonl": ('{"a": 1}\n{"a": "two\n{"a": 3}\n', "cut.jsonl:2", "broken JSON"),
+    "list.jsonl": ('{"a": 1}\n[1, 2]\n{"a": 3}\n', "list.jsonl:2", "found a list"),
+    "text.jsonl": ('{"a": 1}\n"hello"\n{"a": 3}\n', "text.jsonl:2", "found text"),
+    "twice.jsonl": ('{"a": 1}\n{"a": 2, "a": 3}\n{"a": 3}\n', "twice.jsonl:2", "'a' stands twice"),
+    "half.jsonl": ('{"a": 1}\n{"a": "\\ud83d"}\n{"a": 3}\n', "half.jsonl:2", "surrogate"),
+    "nul.jsonl": ('{"a": 1}\n{"a": "\0"}\n{"a": 3}\n', "nul.jsonl:2", "NUL byte at byte 8"),
+    "deep.jsonl": ('{"a": 1}\n' + "[" * 100_000 + '\n{"a": 3}\n', "deep.jsonl:2", "JSON"),
+    "huge.jsonl": ('{"a": 1}\n{"a": ' + "9" * 5000 + '}\n{"a": 3}\n', "huge.jsonl:2", "JSON"),
+    "latin.jsonl": (b'{"a": 1}\n{"a": "caf\xe9 noir"}\n{"a": 3}\n', "latin.jsonl:2", "WINDOWS-1252"),
+    "many.csv": ("a,b\n1,2\n1,2,3\n4,5\n", "many.csv:3", "found 3 columns, expected 2 (a, b)"),
+    "few.csv": ("a,b\n1,2\n1\n4,5\n", "few.csv:3", "found 1 columns, expected 2"),
+    "quote.csv": ('a,b\n1,2\n"x" y,2\n4,5\n', "quote.csv:3", "broken CSV"),
+    "nul.csv": ("a,b\n1,2\n1,\0\n4,5\n", "nul.csv:3", "NUL byte"),
+    "number.json": ('[{"a": 1}, 7, {"a": 3}]', "number.json record 2", "found a number (7)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_an_error_at_its_place_or_is_skipped_and_listed(tmp_path, name):
+    content, place, reason = BAD[name]
+    file = write(tmp_path, name, content)
+    with pytest.raises(UserError) as raised:
+        read(file)
+    assert raised.value.message.startswith(f"{place}: ")
+    assert reason in raised.value.message
+    assert raised.value.fix
+    source = read(file, bad_rows="skip")
+    assert (len(source.rows), source.total) == (2, 3)
+    (rejected,) = source.rejected
+    assert isinstance(rejected, Rejected) and rejected.place == place and reason in rejected.reason
+
+
+def test_an_unclosed_quote_is_named_where_it_opens(tmp_path):
+    file = write(tmp_path, "a.csv", 'a,b\n1,2\n"open,2\n4,5\n')
+    with pytest.raises(UserError, match=r"a\.csv:3: a quote is opened here and not closed"):
+        read(file)
+    assert [row.values for row in read(file, bad_rows="skip").rows] == [{"a": "1", "b": "2"}]
+
+
+WHOLE = {
+    "empty.jsonl": ("", "empty"),
+    "blank.jsonl": ("\n\n", "no row"),
+    "header.csv": ("a,b\n", "no row"),
+    "nothing.json": ("[]", "no row"),
+    "twice.csv": ("a,b,a\n1,2,3\n", "column 'a' stands 2 times"),
+    "pretty.jsonl": ('{\n  "a": 1\n}\n', "one JSON object on each line"),
+    "broken.json": ('[{"a": 1},\n {"a": 2]', "broken.json:2: broken JSON at column"),
+    "utf16.jsonl": (jsonl().encode("utf-16"), "found UTF-16 text"),
+    "utf16.csv": ("text,label\nhello,world\n".encode("utf-16-le"), "found UTF-16LE text"),
+    "book.csv": (b"PK\x03\x04rest", "Excel"),
+    "not.parquet": (b"hello", "expected a Parquet file"),
+    "cut.parquet": (parquet_bytes()[:-10], "broken Parquet"),
+    "unknown": ("just some words", "not recognised"),
+    "every.jsonl": ("{\n{\n", "every.jsonl:1"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_that_cannot_be_read_says_why_and_what_to_do(tmp_path, name):
+    content, message = WHOLE[name]
+    file = write(tmp_path, name, content)
+    with pytest.raises(UserError, match=re.escape(name)) as raised:
+        read(file)
+    assert message in raised.value.message
+    assert raised.value.fix
+
+
+def test_the_encoding_is_recognised_and_the_command_given_works(tmp_path):
+    chinese = "".join(json.dumps({"text": "这本书很好看，内容丰富"}, ensure_ascii=False) + "\n" for _ in range(3))
+    file = write(tmp_path, "reviews.jsonl", chinese.encode("gb18030"))
+    with pytest.raises(UserError) as raised:
+        read(file)
+    assert raised.value.fix.startswith("iconv -f GB18030 -t UTF-8 'reviews.jsonl' > 'reviews.utf8.jsonl'")
+    file = write(tmp_path, "reviews.jsonl.gz", "text\nname\n".encode("utf-16"))
+    with pytest.raises(UserError) as raised:
+        read(file)
+    assert raised.value.fix == "zcat 'reviews.jsonl.gz' | iconv -f UTF-16 -t UTF-8 | gzip > 'reviews.utf8.jsonl.gz'"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Größe über alles, à la carte, naïve café", "WINDOWS-1252"),
+        ("我们今天去看电影吧", "GB18030"),
+        ("これは日本語の文章です。とても", "SHIFT_JIS"),
+    ],
+)
+def test_guess_encoding(text, encoding):
+    assert guess_encoding(text.encode(encoding)) == encoding
+
+
+def test_a_line_that_differs_from_its_file_gets_no_command_that_would_break_the_others(tmp_path):
+    file = write(tmp_path, "mixed.jsonl", '{"a": "é"}\n'.encode() + b'{"a": "\xe9"}\n')
+    with pytest.raises(UserError, match="though earlier lines are") as raised:
+        read(file)
+    assert "iconv" not in raised.value.fix
+
+
+def test_missing_files_and_folders(tmp_path):
+    write(tmp_path, "reviews.jsonl", jsonl())
+    with pytest.raises(UserError, match=r"did you mean 'reviews.jsonl'"):
+        read(tmp_path / "review.jsonl")
+    with pytest.raises(UserError, match=r"is a folder.*reviews\.jsonl"):
+        read(tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        read(tmp_path / "no" / "a.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        read("x" * 5000)
+
+
+def test_damaged_gzip(tmp_path):
+    file = write(tmp_path, "a.jsonl.gz", jsonl(ROWS * 1000))
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(UserError, match="broken gzip data"):
+        read(file)
+
+
+def test_max_rows_keeps_the_first_and_counts_all(tmp_path):
+    for name, content in {
+        "a.jsonl": jsonl(ROWS * 10),
+        "a.csv": "a\n" + "1\n" * 30,
+        "a.parquet": parquet_bytes(ROWS * 10),
+    }.items():
+        source = read(write(tmp_path, name, content), max_rows=4)
+        assert (len(source.rows), source.total) == (4, 30)
+
+
+def test_long_fields_are_read_and_the_limit_of_csv_is_left_as_it_was(tmp_path):
+    import csv
+
+    before = csv.field_size_limit()
+    long = "x" * 300_000
+    assert read(write(tmp_path, "a.csv", f"a\n{long}\n")).rows[0].values == {"a": long}
+    assert read(write(tmp_path, "a.jsonl", json.dumps({"a": long}))).rows[0].values == {"a": long}
+    assert csv.field_size_limit() == before
+
+
+PYTHON = {
+    "list of dicts": ROWS,
+    "generator": (row for row in ROWS),
+    "pandas": pd.DataFrame(ROWS),
+    "arrow": pa.Table.from_pylist(ROWS),
+    "columns": {"text": [row["text"] for row in ROWS], "label": np.array([row["label"] for row in ROWS])},
+}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_data_gives_the_same_rows_and_the_same_hash(name):
+    source = read(PYTHON[name])
+    assert [row.values for row in source.rows] == ROWS
+    assert source.sha256 == read(ROWS).sha256
+    assert source.name == "Python"
+
+
+def test_python_numbers_become_pythons_own_and_missing_ones_none():
+    source = read(
+        pd.DataFrame(
+            {
+                "n": [1.5, float("nan")],
+                "when": pd.to_datetime(["2020-01-01", None]),
+                "x": list(np.eye(2, dtype=np.float32)),
+            }
+        )
+    )
+    assert [row.values["n"] for row in source.rows] == [1.5, None]
+    assert source.rows[1].values["when"] is None
+    assert source.rows[0].values["x"] == [1.0, 0.0]
+    assert (
+        read({"n": np.array([1, 2])}).sha256 == read([{"n": 1}, {"n": 2}]).sha256 != read([{"n": 2}, {"n": 1}]).sha256
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (7, "found int"),
+        ([], "no row"),
+        (["text"], "row 1: found text"),
+        ([{1: "a"}], "column's name"),
+        ([{"a": object()}], "cannot be kept"),
+        ([{"a": "\ud800"}], "surrogate"),
+        ({"a": [1, 2], "b": [1]}, "different lengths (a: 2, b: 1)"),
+        ({"a": "text"}, "expected a list"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "2 columns named 'a'"),
+    ],
+)
+def test_bad_python_data(data, message):
+    with pytest.raises(UserError) as raised:
+        read(data)
+    assert message in raised.value.message and raised.value.fix
+
+
+def test_column():
+    source = read([{"Text": "a", "stars": 1}, {"Text": "b", "note": 2}])
+    assert column(source, None, ("text", "sentence"), "text") == "Text"
+    assert column(source, "note", (), "label") == "note"
+    with pytest.raises(UserError, match=r"no column 'star'.*'Text', 'stars', 'note'.*(?s:.)*did you mean 'stars'"):
+        column(source, "star", (), "label")
+    with pytest.raises(
+        UserError, match=r"no column for label: looked for label, class; it has 'Text'.*(?s:.)*label=COLUMN"
+    ):
+        column(source, None, ("label", "class"), "label")
+
+
+def test_cell_names_the_row():
+    source = read([{"text": "a", "label": 0}, {"text": "", "label": None}, {"label": 1}])
+    assert cell(source.rows[0], "label") == 0
+    for row, name, found in ((1, "text", "is empty"), (1, "label", "is null"), (2, "text", "is missing")):
+        with pytest.raises(UserError, match=f"row {row + 1}: column '{name}' {found}"):
+            cell(source.rows[row], name)
+
+
+@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_bytes_only_a_user_error_is_raised_and_every_row_is_accounted_for(
+    tmp_path, content, name, start, bad_rows
+):
+    file = tmp_path / name
+    file.write_bytes(start + content)
+    with suppress(UserError):
+        source = read(file, bad_rows=bad_rows)
+        assert source.total == len(source.rows) + len(source.rejected) > 0
+
+
+@given(rows=st.lists(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8")) | st.integers() | st.none(), min_size=1), min_size=1))  # fmt: skip
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_as_jsonl_is_read_back(tmp_path, rows):
+    file = tmp_path / "a.jsonl"
+    file.write_text(jsonl(rows), encoding="utf-8", newline="")
+    assert [row.values for row in read(file).rows] == rows
