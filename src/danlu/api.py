@@ -30,11 +30,11 @@ class Run:
         """The figures of the test at the end of training, each with its interval; empty when nothing was tested."""
         return dict(self.on_disk.read("evaluation.json")["metrics"]) if self.on_disk.has("evaluation.json") else {}
 
-    def evaluate(self, data: Any = None, answers: int | None = None) -> dict[str, Any]:
-        """Figures on `data` (a file, a DataFrame, rows), or on the run's own test rows."""
+    def evaluate(self, data: Any = None, **settings: Any) -> dict[str, Any]:
+        """Figures on `data` (a file, a DataFrame, rows), or on the run's own test rows. settings: answers, text, label."""
         from danlu.stages.evaluate import evaluate
 
-        return evaluate(self.on_disk, data, answers=answers)
+        return evaluate(self.on_disk, data, **settings)
 
     def predict(self, inputs: Sequence[Any] | None = None, data: Any = None, **settings: Any) -> list[dict[str, Any]]:
         """A label or an answer for each input: texts, or conversations for a chat model."""

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from danlu.core.errors import UserError, nearest
 
 
-Printer = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class Call:
-    """What stands behind `danlu COMMAND`. words: without `=`. settings: key=value. json, debug: the two switches."""
+    """What stands behind `danlu COMMAND`. words: without `=`. settings: key=value. json, debug: the two switches.
+
+    stdout: where the result goes. Under --json it is all that goes there: whatever else is printed goes to stderr meanwhile.
+    """
 
     words: list[str]
     settings: dict[str, str]
     json: bool = False
     debug: bool = False
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
 
     def take(self, **known: Callable[[str], Any]) -> dict[str, Any]:
         """The settings of a command that has its own keys, converted; an unknown one is an error."""
@@ -45,18 +47,10 @@ class Call:
             raise UserError("no run named", usage)
         return open_run(self.words[0])
 
-    def say(self, text: str) -> None:
-        """Words for a person: beside the output a program reads, if there is one."""
-        print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
-
     def output(self, content: Any, text: Callable[[Any], str]) -> None:
-        print(
-            json.dumps(content, ensure_ascii=False, indent=1, default=str) if self.json else text(content), flush=True
-        )
-
-    @property
-    def speaker(self) -> Printer:
-        return self.say if self.json else print
+        """The result: for a program, or in words."""
+        shown = json.dumps(content, ensure_ascii=False, indent=1, default=str) if self.json else text(content)
+        print(shown, file=self.stdout, flush=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def asked(call: Call) -> Any:
 def finetune(call: Call) -> None:
     from danlu.stages.train import finetune as stage
 
-    run = stage(asked(call), say=call.speaker)
+    run = stage(asked(call))
     finished(call, run)
 
 
@@ -97,7 +91,7 @@ def finished(call: Call, run: Any) -> None:
 def preflight(call: Call) -> None:
     from danlu.stages.preflight import preflight as stage
 
-    found = stage(asked(call), say=call.speaker)
+    found = stage(asked(call))
     if call.json:
         call.output(found, str)
 
@@ -107,15 +101,15 @@ def resume(call: Call) -> None:
 
     call.take()
     run = call.run("danlu resume RUN")
-    finished(call, go_on(run, None, call.speaker))
+    finished(call, go_on(run, None, print))
 
 
 def evaluate(call: Call) -> None:
     from danlu.stages.evaluate import evaluate as stage
     from danlu.stages.evaluate import summary
 
-    keys = call.take(data=str, answers=int)
-    result = stage(call.run("danlu evaluate RUN [data=FILE]"), say=call.say if call.json else print, **keys)
+    keys = call.take(data=str, answers=int, text=str, label=str)
+    result = stage(call.run("danlu evaluate RUN [data=FILE]"), **keys)
     call.output(result, lambda found: "\n".join(summary(found)))
 
 
@@ -132,7 +126,7 @@ SAMPLING = {
 def predict(call: Call) -> None:
     from danlu.stages.predict import predict as stage
 
-    keys = call.take(data=str, **SAMPLING)
+    keys = call.take(data=str, text=str, **SAMPLING)
     run = call.run("danlu predict RUN 'a text' | data=FILE")
     data = keys.pop("data", None)
     if (data is None) == (len(call.words) < 2):
@@ -158,7 +152,7 @@ def merge(call: Call) -> None:
     from danlu.stages.merge import merge as stage
 
     keys = call.take(out=Path)
-    finished(call, stage(call.run("danlu merge RUN [out=DIR]"), keys.get("out"), call.speaker))
+    finished(call, stage(call.run("danlu merge RUN [out=DIR]"), keys.get("out")))
 
 
 def report(call: Call) -> None:
@@ -185,7 +179,7 @@ def runs(call: Call) -> None:
     elif verb == "delete" and names:
         for name in names:
             removed = inspect.remove(name)
-            call.say(f"deleted {removed.path}")
+            print(f"deleted {removed.path}")
     else:
         raise UserError(
             f"found {' '.join(call.words)}", "danlu runs | danlu runs compare ONE TWO | danlu runs delete RUN…"
@@ -241,8 +235,12 @@ COMMANDS = {
         "RECIPE|FILE.yaml [key=value …]", "what would be learned, dropped and spent, without training", preflight
     ),
     "resume": Command("RUN", "go on where a run stopped, bit for bit", resume),
-    "evaluate": Command("RUN [data=FILE] [answers=N]", "figures with intervals on held-out rows", evaluate),
-    "predict": Command("RUN TEXT … | data=FILE [max_new_tokens=N …]", "labels or answers", predict),
+    "evaluate": Command(
+        "RUN [data=FILE [text=COLUMN label=COLUMN]] [answers=N]", "figures with intervals on held-out rows", evaluate
+    ),
+    "predict": Command(
+        "RUN TEXT … | data=FILE [text=COLUMN] [max_new_tokens=N temperature=T …]", "labels or answers", predict
+    ),
     "chat": Command("RUN [temperature=T …]", "talk to it", chat),
     "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
     "report": Command("RUN", "write the page of a run again", report),
@@ -351,9 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--help" in rest or "-h" in rest:
             print(f"danlu {name} {command.usage}\n  {command.about}")
             if "key=value" in command.usage:
-                print(f"  `danlu show {'chat'}` lists every key, its default and what it means")
+                print("  `danlu show chat` lists every key, its default and what it means")
             return 0
-        return command.action(parse(rest)) or 0
+        call = parse(rest)
+        with contextlib.redirect_stdout(sys.stderr) if call.json else contextlib.nullcontext():
+            return command.action(call) or 0
     except UserError as error:
         if debug:
             raise

@@ -69,7 +69,7 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
         kind = next(part for part in get_args(kind) if part is not type(None))
     try:
         converted = convert(value, kind)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(
             f"{key}: found {value!r} ({setting.origin}), expected {describe(kind)}",
             f"{field.metadata.get('about', '')}",
@@ -89,10 +89,12 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A value read as `kind`; ValueError or TypeError when it is none."""
+    """A value read as `kind`; ValueError, TypeError or OverflowError when it is none."""
     origin = get_origin(kind)
     if origin is tuple:
-        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+        if not isinstance(value, (str, list, tuple)):
+            raise TypeError
+        parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         return tuple(convert(part, get_args(kind)[0]) for part in parts)
     if origin is dict:
         if isinstance(value, str):  # layers.0=1e-5,head=1e-3
@@ -110,11 +112,10 @@ def convert(value: Any, kind: Any) -> Any:
     if kind is int:
         if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
             raise ValueError
-        if isinstance(value, str):
-            number = float(value.replace("_", ""))
-            if number != int(number):
+        if isinstance(value, str) and not value.strip().lstrip("+-").replace("_", "").isdecimal():  # 1e3
+            value = float(value)
+            if value != int(value):
                 raise ValueError
-            return int(number)
         return int(value)
     if kind is float:
         if isinstance(value, bool):

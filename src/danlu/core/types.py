@@ -45,7 +45,7 @@ class Learner:
     """Someone who is trained. Most tasks have one; a GAN has two.
 
     parameters: named parameters this learner owns; every other learner's are frozen while it learns.
-    optimizer: a torch optimizer over exactly those parameters.
+    optimizer: a torch optimizer over exactly those parameters; a group's learning rate is its peak.
     schedule: step -> factor on the learning rate of every group.
     every: learn on each `every`-th step only.
     weights: weight of each loss term; a term not named counts once.
@@ -80,7 +80,7 @@ class Task(Protocol):
         """Each loss term's denominator in this micro-batch, known before the forward pass."""
 
     def losses(self, batch: Any, learner: str) -> dict[str, torch.Tensor]:
-        """Each loss term, summed within each example: [examples]."""
+        """Each loss term, summed within each example: [examples], one for each of `batch.rows`."""
 
     def end(self, learner: str) -> None:
         """Once per update, after it: queues, moving targets."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from danlu.core.errors import UserError
 from danlu.core.types import Documents, Position
 
 
@@ -105,6 +106,8 @@ class Loader:
     processes: int = 1
 
     def __call__(self, start: Position | None = None) -> Iterator[tuple[list[Documents], Position]]:
+        if not len(self.rows):
+            raise UserError("there are no rows to learn from", "`danlu preflight` says what became of them")
         epoch, row = (start["epoch"], start["row"]) if start else (0, 0)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))

@@ -25,6 +25,7 @@ class DataOptions:
     too_long: str = option(
         "truncate", "a row longer than max_tokens is cut, dropped, or an error", choices=("truncate", "drop", "error")
     )
+    data_licence: str | None = option(None, "the licence of the data, for the model card")
     bad_rows: str = option(
         "error", "a row that cannot be read stops the run, or is skipped and counted", choices=("error", "skip")
     )

@@ -136,6 +136,11 @@ class Tokenizer:
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
+    def base_size(self) -> int:
+        """The same without the tokens that were added to the vocabulary."""
+        return max(self.rust.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
+    @cached_property
     def unknown(self) -> int | None:
         """The id that stands for text the vocabulary cannot write; None when it can write everything (byte-level)."""
         model = self.rust.model

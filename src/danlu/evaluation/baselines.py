@@ -125,7 +125,7 @@ def tfidf(
             "TF-IDF baseline: the training texts hold no word that can be counted",
             "look at the text column of the data",
         )
-    looked = _sample(texts[:rows], seed)
+    looked = _sample(_cut(texts, _CHARACTERS_FROM)[0][:rows], seed)
     parts = _parts(labels[looked], None if groups is None else np.asarray(groups, dtype=object)[looked], folds, seed)
     settings = {"features": " and ".join(counts), "C": 4.0, "class_weight": "none", "chosen_by": "usual settings"}
     if parts:
@@ -259,11 +259,12 @@ def _features(counts: dict[str, Any], kind: str, fitted: Array, held: Array) -> 
     for matrix in (counts[part] for part in kind.split(" and ")):
         inside = matrix[fitted]
         frequency = np.bincount(inside.indices, minlength=matrix.shape[1])  # texts each column occurs in
-        columns = np.flatnonzero(frequency >= (2 if len(fitted) >= 500 else 1))
+        columns = np.flatnonzero(frequency >= (2 if len(fitted) >= 100 else 1))
         if len(columns) > _MOST_COLUMNS:
             columns = np.sort(columns[np.argsort(-frequency[columns], kind="stable")[:_MOST_COLUMNS]])
         weights = TfidfTransformer(sublinear_tf=True).fit(inside[:, columns])
-        sides.append((weights.transform(inside[:, columns]), weights.transform(matrix[held][:, columns])))
+        outside = matrix[held][:, columns]
+        sides.append((weights.transform(inside[:, columns]), weights.transform(outside) if len(held) else outside))
     inside, outside = (hstack(side).tocsr() for side in zip(*sides, strict=True))
     return inside, outside
 
@@ -273,9 +274,11 @@ def _fit(features: Any, labels: Array, strength: float, class_weight: str) -> An
     from sklearn.linear_model import LogisticRegression
 
     weight = "balanced" if class_weight == "balanced" else None
-    # Many more columns than rows: liblinear is several times as fast, but knows two labels only.
-    solver = "liblinear" if len(np.unique(labels)) == 2 else "lbfgs"
-    model = LogisticRegression(C=strength, class_weight=weight, max_iter=200, solver=solver)
+    # Many more columns than rows: the dual of liblinear is many times as fast, but knows two labels only.
+    binary: dict[str, Any] = (
+        {"solver": "liblinear", "dual": True, "random_state": 0} if len(np.unique(labels)) == 2 else {}
+    )
+    model = LogisticRegression(C=strength, class_weight=weight, max_iter=200, **binary)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the choice is by held-out score, not by the last digit
         return model.fit(features, labels)

@@ -33,8 +33,17 @@ TOKENS = 2048
 """Tokens in one forward pass of an evaluation; fixed, so that a figure never depends on a setting of training."""
 
 
-def evaluate(run: Run, data: Any = None, say: Say = print, answers: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run,
+    data: Any = None,
+    say: Say = print,
+    answers: int | None = None,
+    text: str | None = None,
+    label: str | None = None,
+) -> dict[str, Any]:
     """Measure a finished run on `data`, or again on its own test rows. Returns the figures; the run's evaluation.json is left as it is.
+
+    text, label: the columns of `data`; those of training, or found by their usual names, when not given.
 
     Raises:
         UserError: no final model, no rows, rows of another form, or a label the model does not know.
@@ -43,6 +52,7 @@ def evaluate(run: Run, data: Any = None, say: Say = print, answers: int | None =
     name = "test" if data is None else "data"
     source = data if data is not None else run.path / "data" / "test.jsonl"
     used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
+    used |= {key: name for key, name in (("text", text), ("label", label)) if name is not None}
     material, items = read_items(opened, source, used, own=data is None)
     say(f"{len(items)} rows: {material.said}")
     if isinstance(material, LabelledTexts):
@@ -102,8 +112,8 @@ def summary(result: dict[str, Any]) -> list[str]:
         was = f"   before {before['value']:.4g} [{before['low']:.4g}, {before['high']:.4g}]" if before else ""
         lines.append(f"{name:>22} {entry['value']:.4g} [{entry['low']:.4g}, {entry['high']:.4g}]{was}")
     lines += [f"{each['name']}: {each['comparison']['verdict']}" for each in result.get("baselines", [])]
-    if "comparison" in result:
-        lines.append(result["comparison"]["verdict"])
+    if "comparison" in result.get("before", {}):
+        lines.append(result["before"]["comparison"]["verdict"])
     return lines
 
 
@@ -197,28 +207,27 @@ def language_figures(
     encoded = material.encode(items, opened.tokenizer, opened.max_tokens, "truncate")
     sums, counts, sizes = row_losses(opened, encoded.rows)
     report = metrics.language_report(sums, counts, sizes=sizes)
+    asked = questions(items)
     written: list[str] = []
     if answers:
-        chosen = items[:answers]
-        if len(chosen) < len(items):
-            say(f"answers are written for the first {len(chosen)} of {len(items)} rows (answers={answers})")
-        written = predict.answers(opened, [prompt_of(item) for item in chosen], answer_tokens)
-        graded = metrics.answer_report(written, [expected_of(item) for item in chosen])
+        chosen = asked[:answers]
+        if len(chosen) < len(asked):
+            say(f"answers are written for the first {len(chosen)} of {len(asked)} turns (answers={answers})")
+        written = predict.answers(opened, [question for question, _ in chosen], answer_tokens)
+        graded = metrics.answer_report(written, [expected for _, expected in chosen])
         report["metrics"] |= graded["metrics"]
-        report["answered_rows"] = len(chosen)
+        report["answered"] = len(chosen)
     return report, {"sums": sums, "counts": counts, "answers": written}
 
 
-def prompt_of(item: Item) -> list[dict[str, str]]:
-    """The conversation up to its last answer."""
-    messages: list[dict[str, str]] = item.values["messages"]
-    last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[:last]
-
-
-def expected_of(item: Item) -> str:
-    """The last answer of a conversation."""
-    return str(item.values["messages"][len(prompt_of(item))]["content"])
+def questions(items: Sequence[Item]) -> list[tuple[list[dict[str, str]], str]]:
+    """(the conversation up to an answer, that answer) for every answer that is learned from."""
+    return [
+        (messages[:place], str(message["content"]))
+        for messages in (item.values["messages"] for item in items)
+        for place, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("learn", True) and str(message["content"]).strip()
+    ]
 
 
 def row_losses(opened: Opened, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,17 +265,23 @@ def before_and_after(opened: Opened, prepared: Prepared, items: Sequence[Item], 
         higher_is_better=False,
         points=False,
     )
-    result["comparison"] = comparison
+    result["before"]["comparison"] = comparison
+    result["primary"] = "perplexity"
+    asked = questions(items)[: len(after["answers"])]
     result["examples"] = [
         {
-            "input": prompt_of(item)[-1]["content"],
-            "expected": expected_of(item),
+            "input": question[-1]["content"],
+            "expected": expected,
             "answer": answer,
-            "right": bool(metrics.exact_match([answer], [expected_of(item)])[0]),
+            "right": bool(metrics.exact_match([answer], [expected])[0]),
             "before": earlier,
         }
-        for item, answer, earlier in zip(items, after["answers"], before["answers"], strict=False)
+        for (question, expected), answer, earlier in zip(asked, after["answers"], before["answers"], strict=True)
     ]
+    for example in result["examples"][:1]:
+        say(
+            f"\nasked:    {example['input']}\nexpected: {example['expected']}\nbefore:   {example['before']}\nafter:    {example['answer']}\n"
+        )
     return result
 
 

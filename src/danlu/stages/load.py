@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ class Weights:
     """Where the weights of a model lie.
 
     folder: whole weights and config.json. adapter: the folder of an adapter on them, or None. origin: how an adapter names
-    these whole weights. context: longest document in tokens. parameters: of the whole weights.
+    these whole weights. context: longest document in tokens. parameters: of the whole weights. vocabulary: rows of the
+    embedding, as far as config.json says.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class Weights:
     origin: dict[str, Any]
     context: int
     parameters: int
+    vocabulary: int | None = None
 
 
 def adapter_of(folder: Path) -> dict[str, Any] | None:
@@ -51,7 +53,7 @@ def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
         if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
             context -= 2  # positions start behind the padding token's
         origin = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder)}
-        return Weights(base.folder, None, origin, context, count_parameters(base.folder))
+        return Weights(base.folder, None, origin, context, count_parameters(base.folder), config.get("vocab_size"))
     named = adapter.get("danlu_base") or {"name": adapter["base_model_name_or_path"], "sha256": None}
     try:
         below = resolve(named["name"], say)
@@ -69,7 +71,7 @@ def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
         raise UserError(
             f"{base.folder}: an adapter on an adapter ({below.folder})", f"`danlu merge {below.name}` first"
         )
-    return Weights(under.folder, base.folder, under.origin, under.context, under.parameters)
+    return replace(under, adapter=base.folder)
 
 
 def count_parameters(folder: Path) -> int:

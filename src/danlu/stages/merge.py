@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from danlu.core.errors import UserError
-from danlu.core.run import Run, create
+from danlu.core.run import Run, create, is_run
 from danlu.data.tokenizer import Tokenizer
 from danlu.models import pretrained
 from danlu.stages import report
@@ -25,27 +27,36 @@ def merge(run: Run, out: Path | None = None, say: Callable[[str], None] = print)
         raise UserError(f"{run.path} has no final model yet (it is {run.status})", f"danlu resume {run.path}")
     if adapter_of(run.model) is None:
         raise UserError(f"{run.path} holds whole weights already: nothing to merge", f"use {run.model} as it is")
+    place = out or run.path.with_name(f"{run.name}-merged")
+    if is_run(place):
+        raise UserError(f"{place} is a run already", f"give another out=, or `danlu runs delete {place}`")
     facts = run.read("run.json")
     base = pretrained.resolve(str(run.path), say)
+    model = open_weights(weights_of(base, say), facts["task"], facts["labels"] or None, merged=True)
     merged = create(
-        out or run.path.with_name(f"{run.name}-merged"),
+        place,
         **{key: facts[key] for key in ("danlu", "recipe", "task", "labels", "machine")},
         lineage={**facts["lineage"], "parent": {"name": run.name, "sha256": base.sha256, "how": "merge"}},
         torch=torch.__version__,
     )
     with merged.lock():
-        model = open_weights(weights_of(base, say), facts["task"], facts["labels"] or None, merged=True)
-        pretrained.save(model, merged.model)
-        Tokenizer.load(run.model).save(merged.model)
-        for name in ("experiment.json", "data.json"):
-            merged.write(name, run.read(name))
-        (merged.path / "data").mkdir(exist_ok=True)
-        for path in (run.path / "data").glob("*.jsonl"):
-            (merged.path / "data" / path.name).write_bytes(path.read_bytes())
-        if (run.model / "generation_config.json").is_file():
-            (merged.model / "generation_config.json").write_bytes((run.model / "generation_config.json").read_bytes())
-        seal(merged)
-        merged.update(status="finished")
-        report.write(merged.path)
+        try:
+            pretrained.save(model, merged.model)
+            Tokenizer.load(run.model).save(merged.model)
+            for name in ("experiment.json", "data.json"):
+                merged.write(name, run.read(name))
+            (merged.path / "data").mkdir(exist_ok=True)
+            for path in (run.path / "data").glob("*.jsonl"):
+                (merged.path / "data" / path.name).write_bytes(path.read_bytes())
+            if (run.model / "generation_config.json").is_file():
+                (merged.model / "generation_config.json").write_bytes(
+                    (run.model / "generation_config.json").read_bytes()
+                )
+            seal(merged)
+            merged.update(status="finished")
+            report.write(merged.path)
+        except (OSError, SafetensorError, UserError) as error:
+            shutil.rmtree(merged.path)
+            raise UserError(f"{place} could not be written: {error}", "make room, or give another out=") from error
     say(f"merged: {merged.path} (its model folder loads in transformers)")
     return merged

@@ -11,7 +11,7 @@ import torch
 from danlu.core.errors import UserError
 from danlu.core.run import Run
 from danlu.data.loader import Rows
-from danlu.data.source import Source, column, read
+from danlu.data.source import Source, cell, column, read
 from danlu.models.generate import Sampling, generate
 from danlu.stages.load import Opened, open_final
 from danlu.tasks.material import TEXTS
@@ -25,15 +25,17 @@ PROMPTS = ("prompt", "question", "instruction", *TEXTS)
 Message = dict[str, Any]
 
 
-def predict(run: Run, inputs: Sequence[Any] | None = None, data: Any = None, **settings: Any) -> list[dict[str, Any]]:
-    """Answer each input: texts, conversations (lists of messages), or the rows of a file.
+def predict(
+    run: Run, inputs: Sequence[Any] | None = None, data: Any = None, text: str | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Answer each input: texts, conversations (lists of messages), or the rows of a file, whose column is `text`.
 
     settings: of generation, for a chat model (`models.generate.Sampling`).
 
     Returns one mapping a row: `label` and `probabilities`, or `answer` and `finish`, beside `input`.
     """
     opened = open_final(run)
-    asked = list(inputs) if inputs is not None else inputs_of(opened, read(data))
+    asked = list(inputs) if inputs is not None else inputs_of(opened, read(data), text)
     if not asked:
         raise UserError("nothing to answer", "give texts, or data=FILE")
     if opened.labels:
@@ -48,27 +50,28 @@ def predict(run: Run, inputs: Sequence[Any] | None = None, data: Any = None, **s
         found = probabilities(opened, asked)
         return [
             {
-                "input": text,
+                "input": given,
                 "label": opened.labels[int(row.argmax())],
                 "probabilities": {label: round(float(p), 6) for label, p in zip(opened.labels, row, strict=True)},
             }
-            for text, row in zip(asked, found, strict=True)
+            for given, row in zip(asked, found, strict=True)
         ]
     conversations = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in asked]
     sampling = Sampling(**settings)
     written = write(opened, conversations, sampling)
     return [
-        {"input": given, "answer": text, "finish": finish} for given, (text, finish) in zip(asked, written, strict=True)
+        {"input": given, "answer": answer, "finish": finish}
+        for given, (answer, finish) in zip(asked, written, strict=True)
     ]
 
 
-def inputs_of(opened: Opened, source: Source) -> list[Any]:
+def inputs_of(opened: Opened, source: Source, text: str | None) -> list[Any]:
     """A file's rows as inputs: conversations without their last answer, or the column with the text."""
-    if not opened.labels and "messages" in source.columns:
+    if not opened.labels and text is None and "messages" in source.columns:
         rows = [list(row.values["messages"]) for row in source.rows]
         return [row[:-1] if row and row[-1].get("role") == "assistant" else row for row in rows]
-    name = column(source, None, PROMPTS, "text")
-    return [str(row.values[name]) for row in source.rows]
+    name = column(source, text, PROMPTS, "text")
+    return [str(cell(row, name)) for row in source.rows]
 
 
 @torch.inference_mode()

@@ -58,8 +58,7 @@ def show(prepared: Prepared, say: Say) -> None:
         say(
             f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}"
         )
-    leaks = ", ".join(f"{pair} {count}" for pair, count in found["leaks"].items())
-    say(f"duplicates in training: {found['duplicates']}; rows in two splits: {leaks}")
+    say(f"duplicates in training: {found['duplicates']}; texts in two splits: {found['leaks']}")
     for label, counts in found["labels"].items():
         say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
     for note in found["notes"]:

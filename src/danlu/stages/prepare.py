@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.data.clean import contradictions, duplicates, language_of
+from danlu.data.clean import contradictions, duplicates, language_of, leaks
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.split import split
@@ -78,9 +77,8 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
         if place is not None
     }
     base = resolve(experiment.model.model, say)
-    weights = weights_of(base)
-    template = experiment.model.template
-    tokenizer = Tokenizer.load(weights.folder, read_template(template) if template else None)
+    weights = weights_of(base, say)
+    tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
     chat = experiment.task.task == "chat"
     if chat and not tokenizer.has_template:
         raise UserError(
@@ -100,6 +98,7 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
             f"set max_tokens={unlimited} or less",
         )
     encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
+    check_vocabulary(tokenizer, weights, [each.rows for each in encoded.values()])
     check_unknown(encoded["train"], parts["train"], base, options.unknown_share)
     if not len(encoded["train"].rows):
         reasons = (
@@ -122,16 +121,6 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
         sources=sources,
         findings=findings,
     )
-
-
-def read_template(place: str) -> str:
-    """A chat template a person names."""
-    try:
-        return Path(place).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"template={place} cannot be read: {error}", "give a UTF-8 file with a Jinja chat template"
-        ) from None
 
 
 def number(value: int | float | None) -> int:
@@ -255,6 +244,17 @@ def check_labels(parts: dict[str, list[Item]], sources: dict[str, Source]) -> tu
     return tuple(labels)
 
 
+def check_vocabulary(tokenizer: Tokenizer, weights: Weights, parts: Sequence[Rows]) -> None:
+    """A token needs its row in the embedding. Added tokens beyond it that no row uses do no harm: Gemma 3 has such a one."""
+    embedded = weights.vocabulary
+    needed = max([tokenizer.base_size, *(int(rows.ids.max()) + 1 for rows in parts if len(rows.ids))])
+    if embedded is not None and needed > embedded:
+        raise UserError(
+            f"{weights.folder}: the tokenizer has {needed} tokens, the model's embedding {embedded} rows (vocab_size in config.json)",
+            "the tokenizer belongs to another model: copy or download the folder again, as a whole",
+        )
+
+
 def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: float) -> None:
     """Text the tokenizer cannot read is not learned, whatever the loss says."""
     share = encoded.unknown / max(1, encoded.tokens)
@@ -364,11 +364,9 @@ def describe(
     lengths = rows.lengths
     keys = {name: [item.key for item in items] for name, items in parts.items()}
     repeated = sum(len(group) - 1 for group in duplicates(keys["train"]))
-    leaks = {
-        f"{one}-{two}": len(set(keys[one]) & set(keys[two]))
-        for one, two in (("train", "validation"), ("train", "test"), ("validation", "test"))
-    }
+    pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(keys).items()}
     notes = [] if material.said == "" else [material.said]
+    notes += [f"{count} texts stand both in {pair}" for pair, count in pairs.items()]
     if labels:
         unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
         if unclear:
@@ -409,7 +407,7 @@ def describe(
         },
         "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
         "duplicates": repeated,
-        "leaks": leaks,
+        "leaks": sum(pairs.values()),
         "truncated": {
             "rows": cuts.get("rows", 0),
             "tokens": cuts.get("tokens", 0),
@@ -457,7 +455,14 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
             **({"adapter_on": adapter["danlu_base"]} if adapter and "danlu_base" in adapter else {}),
         },
         "data": [
-            {"role": role, "name": source.name, "sha256": source.sha256, "rows": source.total, "format": source.format}
+            {
+                "role": role,
+                "name": source.name,
+                "sha256": source.sha256,
+                "rows": source.total,
+                "format": source.format,
+                "licence": prepared.experiment.data.data_licence,
+            }
             for role, source in prepared.sources.items()
         ],
     }

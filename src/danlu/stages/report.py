@@ -210,9 +210,8 @@ def _alerts(
             f"Only {rows} rows were tested: intervals from so few rows are wide, and somewhat narrower than they should be."
         )
     if data.get("leaks"):
-        count = data["leaks"] if isinstance(data["leaks"], int) else len(data["leaks"])
         alerts.append(
-            f"{count:,} test or validation rows also occur in the training rows: the metrics flatter the model."
+            f"{data['leaks']:,} test or validation rows also occur in the training rows: the metrics flatter the model."
         )
     lost = [step["step"] for step in steps if isinstance(step.get("loss"), float) and not math.isfinite(step["loss"])]
     if lost:
@@ -365,7 +364,7 @@ def _confusion(found: Mapping[str, Any]) -> dict[str, Any]:
         [f"{true} → {predicted}: {count:,}" for count, true, predicted in mistakes[:6]] if len(labels) > 2 else []
     )
     if not labels or len(labels) > _LABELS:  # too large to be read; each label has its row in the table
-        return {"confusion": None, "confused": confused}
+        return {"confusion": None, "confused": confused, "many_labels": len(labels) if len(labels) > _LABELS else None}
     rows = []
     for label, counts in zip(labels, matrix, strict=True):
         shares = [count / max(sum(counts), 1) for count in counts]
@@ -380,7 +379,7 @@ def _confusion(found: Mapping[str, Any]) -> dict[str, Any]:
             for other, count, share in zip(labels, counts, shares, strict=True)
         ]
         rows.append({"label": label, "cells": cells})
-    return {"confusion": {"labels": labels, "rows": rows}, "confused": confused}
+    return {"confusion": {"labels": labels, "rows": rows}, "confused": confused, "many_labels": None}
 
 
 def _examples(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -414,7 +413,10 @@ def _curves(steps: list[dict[str, Any]], timings: list[dict[str, Any]]) -> tuple
         else [Series("training", xs, losses)]
     )
     loss = line_plot(
-        "Loss", [*raw, Series("validation", *_column(checks, "loss"), look="dots")], about="nats; lower is better"
+        "Loss",
+        [*raw, Series("validation", *_column(checks, "loss"), look="dots")],
+        about="nats; lower is better",
+        wide=True,
     )
     names = dict.fromkeys(key for check in checks for key in check if key not in ("step", "loss"))
     plots = [
@@ -450,8 +452,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     rows, tokens, cut = (data.get(key) or {} for key in ("rows", "tokens", "truncated"))
     lengths = tokens.get("lengths") or {}
     unknown = data.get("unknown_share")
-    leaks = data.get("leaks")
-    facts = {
+    facts: dict[str, Any] = {
         "rows read": rows.get("read"),
         "rows kept": rows.get("kept"),
         "training tokens": tokens.get("train"),
@@ -460,7 +461,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         "95 % of rows are within, tokens": lengths.get("p95"),
         "unknown tokens": None if unknown is None else f"{100 * unknown:.2f} %",
         "duplicates": data.get("duplicates"),
-        "rows shared between splits": len(leaks) if isinstance(leaks, (list, dict)) else leaks,
+        "texts in two splits": data.get("leaks"),
         "rows cut to fit": cut.get("rows"),
         "tokens cut away": cut.get("tokens") or None,
         "of them to be learned": cut.get("learned") if cut.get("tokens") else None,
@@ -558,6 +559,8 @@ def _value(value: Any) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
         return number(value, 6)
+    if isinstance(value, list) and not any(isinstance(part, (dict, list)) for part in value):
+        return ", ".join(map(_value, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 

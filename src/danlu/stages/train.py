@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import shutil
@@ -15,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from danlu.core import checkpoint, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.core.run import Run, create, fresh_name, is_run, write_text
+from danlu.core.run import Run, create, delete, fresh_name, is_run, write_text
 from danlu.core.track import Tracker, read_lines
 from danlu.core.types import Documents, Learner
 from danlu.data.loader import Loader
+from danlu.data.source import read
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, preflight, report
@@ -41,6 +44,10 @@ CHANGEABLE = {"steps", "epochs", "hours", "patience"}
 """What may differ when a run goes on: how long it trains, never how."""
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""How a disk says that it takes no more."""
+
+
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Training was asked to stop; its checkpoint is on the disk."""
 
@@ -56,10 +63,12 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
     """
     out = asked.extra.get("out")
     path = Path(out) if out else fresh_name(asked.recipe, str(asked.experiment.model.model))
-    if is_run(path):
-        return go_on(Run(path), asked, say)
+    if is_run(path) and not cut_off(Run(path)):
+        return go_on(Run(path), asked, say, data)
     prepared = prepare(asked, data, say)
     preflight.show(prepared, say)
+    if is_run(path):
+        delete(Run(path))
     run = create(
         path,
         danlu=preflight.version(),
@@ -70,14 +79,37 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         machine=preflight.machine_facts(),
         torch=torch.__version__,
     )
-    with run.lock():
-        try:
-            prepared = begin(run, prepared, data)
-            train(run, prepared, say)
-        except UserError:
-            run.update(status="failed")
-            raise
+    with run.lock(), failing(run, new=True):
+        train(run, begin(run, prepared, data), say)
     return run
+
+
+def cut_off(run: Run) -> bool:
+    """Whether a process was killed between making the directory and writing down what it is for: nothing is lost in it."""
+    return not run.has("experiment.json") and not run.locked()
+
+
+@contextlib.contextmanager
+def failing(run: Run, new: bool = False) -> Iterator[None]:
+    """A run that stops at an error says so; a new one that has not begun to train leaves nothing behind.
+
+    Raises:
+        UserError: also for a disk that is full wherever it is noticed.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if new and not run.has("metrics.jsonl"):
+            shutil.rmtree(run.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(UserError):  # on a full disk not even this can be written
+                run.update(status="failed")
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(
+                f"{error.filename or run.path} could not be written ({error.strerror})",
+                f"make room, then: danlu resume {run.path}",
+            ) from error
+        raise
 
 
 def begin(run: Run, prepared: Prepared, data: Any) -> Prepared:
@@ -112,8 +144,10 @@ def write_settings(run: Run, prepared: Prepared) -> None:
     run.write("experiment.json", {"recipe": prepared.asked.recipe, "asked": prepared.asked.values(), "used": used})
 
 
-def go_on(run: Run, asked: Asked | None, say: Say) -> Run:
+def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
     """Resume an unfinished run, or one that may train longer; `asked` None asks for exactly what it is.
+
+    data: rows handed over in Python; they must be those the run began with.
 
     Raises:
         UserError: the experiment differs in more than its length, or its data has changed.
@@ -125,6 +159,14 @@ def go_on(run: Run, asked: Asked | None, say: Say) -> Run:
                 f"{run.path} was cut off before it began", f"delete it (`danlu runs delete {run.path}`) and start again"
             )
         longer = asked is not None and longer_than(run, written, asked)
+        old = {entry["role"]: entry["sha256"] for entry in run.read("run.json")["lineage"]["data"]}
+        if data is not None and asked is not None:
+            options = asked.experiment.data
+            handed = read(data, bad_rows=options.bad_rows, max_rows=options.max_rows)
+            if handed.sha256 != old["data"]:
+                raise UserError(
+                    f"{run.path} began with other rows than the {handed.total} handed over now", "give another out="
+                )
         if run.read("run.json")["status"] == "finished" and not longer:
             say(f"{run.path} is finished; nothing to do (`danlu evaluate`, `danlu chat`, `danlu predict` use it)")
             return run
@@ -137,7 +179,6 @@ def go_on(run: Run, asked: Asked | None, say: Say) -> Run:
                 used.pop("steps")
         whole = Asked(written["recipe"], used)
         prepared = prepare(whole, say=say)
-        old = {entry["role"]: entry["sha256"] for entry in run.read("run.json")["lineage"]["data"]}
         for role, source in prepared.sources.items():
             if role in old and source.sha256 != old[role] and "kept with the run" not in used["data"].origin:
                 raise UserError(
@@ -152,11 +193,8 @@ def go_on(run: Run, asked: Asked | None, say: Say) -> Run:
         if longer:
             write_settings(run, prepared)
         run.update(status="running")
-        try:
+        with failing(run):
             train(run, prepared, say)
-        except UserError:
-            run.update(status="failed")
-            raise
     return run
 
 
@@ -170,11 +208,14 @@ def longer_than(run: Run, written: dict[str, Any], asked: Asked) -> bool:
         return False
     changed = [key for key in differing if key not in CHANGEABLE]
     now = written["used"]["steps"]["value"] or 0
-    if changed or ("steps" in differing and (new.get("steps") or 0) < now):
+    shorter = "steps" in differing and (new.get("steps") or 0) < now
+    for key in ("epochs", "hours"):
+        shorter |= key in differing and key in old and (new.get(key) or 0) < old[key]
+    if changed or shorter:
         listed = "; ".join(f"{key}: was {old.get(key, 'not set')}, now {new.get(key, 'not set')}" for key in differing)
         raise UserError(
             f"{run.path} is a run of another experiment: {listed}",
-            "give another out=, or the settings it has (steps may rise)",
+            "give another out=, or the settings it has (steps, epochs and hours may rise)",
         )
     return True
 
@@ -411,10 +452,10 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
                 shutil.copyfile(prepared.weights.folder / name, building / name)
         shutil.rmtree(run.model, ignore_errors=True)
         building.rename(run.model)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(building, ignore_errors=True)
         raise UserError(
-            f"{run.model} could not be written ({error.strerror or error})", f"make room, then: danlu resume {run.path}"
+            f"{run.model} could not be written ({error})", f"make room, then: danlu resume {run.path}"
         ) from error
     seal(run)
 

@@ -19,6 +19,9 @@ from danlu.surgery.freeze import matches
 PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
 
+BEYOND = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")
+"""What in an adapter's config.json changes the formula of `add_lora`."""
+
 
 def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.nn.Module:
     """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x with W frozen, B zero at first. A task's new head is trained whole.
@@ -66,7 +69,8 @@ def layers(model: torch.nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def switched_off(model: torch.nn.Module) -> Iterator[None]:
-    """The base model as it was, inside."""
+    """The base model as it was, inside; what is trained stays as it was, which PEFT alone would not see to."""
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for layer in layers(model).values():
         layer.enable_adapters(False)
     try:
@@ -74,6 +78,8 @@ def switched_off(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers(model).values():
             layer.enable_adapters(True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
 
 
 def merge(model: torch.nn.Module) -> torch.nn.Module:
@@ -109,10 +115,15 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
 
     found = layers(model)
     first = next(iter(found.values()))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    heads = sorted({name.split(".")[0] for name in trained if "lora_" not in name})
+    classifier = getattr(model, "task", "") == "classification"
+    kept = {  # frozen ones too: whoever loads this has only the base
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or "lora_" in name or (classifier and matches(name, "head"))
+    }
+    heads = sorted({name.split(".")[0] for name in kept if "lora_" not in name})
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in trained.items()}
+    tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in kept.items()}
     save_file(
         tensors,
         folder / "adapter_model.safetensors",
@@ -120,7 +131,7 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
     )
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if getattr(model, "task", "") == "classification" else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if classifier else "CAUSAL_LM",
         "base_model_name_or_path": base["name"],
         "revision": None,
         "r": first.r["default"],
@@ -148,6 +159,12 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{folder}: adapter of type {config.get('peft_type')!r}, expected LORA", "merge it with PEFT first"
+        )
+    beyond = [key for key in BEYOND if config.get(key)]
+    if beyond or not isinstance(config["target_modules"], list):
+        raise UserError(
+            f"{folder}/adapter_config.json: {(beyond or ['target_modules'])[0]}: this kind of LoRA would be computed otherwise here",
+            "merge it with PEFT first",
         )
     options = ModelOptions(
         rank=config["r"],

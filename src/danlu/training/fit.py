@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -56,11 +57,12 @@ class Update:
 
 @dataclass
 class Step:
-    """What a hook is shown after each step."""
+    """What a hook is shown after each step. seconds: the updates alone, without loading, validation or saving."""
 
     number: int
     window: Sequence[Any]
     updates: dict[str, Update] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 class Hook(Protocol):
@@ -84,11 +86,13 @@ def fit(state: State, until: int, hooks: Sequence[Hook] = ()) -> State:
     while state.step < until and state.stop is None:
         window, position = next(stream)
         step = Step(state.step + 1, window)
+        started = time.perf_counter()
         for number, (name, learner) in enumerate(learners.items()):
             if state.step % learner.every == 0:
                 seed_everything(state.seed, state.step, number)
                 with only(name, learners):
-                    step.updates[name] = update(state, name, learner, window)
+                    step.updates[name] = update(state, name, number, learner, window)
+        step.seconds = time.perf_counter() - started
         state.step += 1
         state.position = position
         for hook in hooks:
@@ -96,14 +100,14 @@ def fit(state: State, until: int, hooks: Sequence[Hook] = ()) -> State:
     return state
 
 
-def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> Update:
+def update(state: State, name: str, number: int, learner: Learner, window: Sequence[Any]) -> Update:
     """One optimizer step on the gradient of `sum of weight * (sum over the window / count over the window)`.
 
     The count is taken over all micro-batches and processes before the first backward, so that any split of a window, uneven
-    or partial, gives the gradient of the whole.
+    or partial, gives the gradient of the whole. number: of the learner, so that each draws random numbers of its own.
     """
     task, parameters = state.task, list(learner.parameters.values())
-    rng = torch.Generator().manual_seed(mixed(state.seed, state.step, rank(), 1))
+    rng = torch.Generator().manual_seed(mixed(state.seed, state.step, number, rank(), 1))
     autocast = torch.autocast(parameters[0].device.type, state.precision, enabled=state.precision != torch.float32)
     with autocast:
         task.begin(window, name, rng)
@@ -111,6 +115,7 @@ def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> 
     examples = total([{"examples": float(len(batch.rows))} for batch in window])["examples"] if learner.privacy else 0.0
     private = PrivateSum(parameters, learner.privacy) if learner.privacy else None
     sums: list[dict[str, float]] = []
+    broken: list[dict[str, float]] = []  # rows whose own loss is not finite
     learner.optimizer.zero_grad(set_to_none=True)
     for batch in window:
         with autocast:
@@ -118,6 +123,8 @@ def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> 
         sums.append({term: float(loss.detach().double().sum()) for term, loss in losses.items()})
         terms = [loss * (learner.weights.get(term, 1.0) / (counts[term] or 1.0)) for term, loss in losses.items()]
         each = torch.stack(terms).sum(0)  # [examples]
+        finite = each.detach().isfinite().tolist()
+        broken.append({str(row): 1.0 for row, good in zip(batch.rows, finite, strict=True) if not good})
         parts = [each.sum()] if private is None else list((examples * each).unbind())
         for place, part in enumerate(parts):
             if part.requires_grad:
@@ -125,7 +132,7 @@ def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> 
             if private:
                 private.take()
     if private:
-        private.finish(examples, torch.Generator().manual_seed(mixed(state.seed, state.step, 0, 2)))
+        private.finish(examples, torch.Generator().manual_seed(mixed(state.seed, state.step, number, 0, 2)))
     else:
         add_over_processes(parameters)
     means = {term: value / (counts[term] or 1.0) for term, value in total(sums).items()}
@@ -134,16 +141,16 @@ def update(state: State, name: str, learner: Learner, window: Sequence[Any]) -> 
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     if not (np.isfinite(loss) and torch.isfinite(norm)):
         learner.optimizer.zero_grad(set_to_none=True)
-        rows = sorted({row for batch in window for row in getattr(batch, "rows", ())})
+        rows = total(broken) or total([{str(row): 1.0 for row in batch.rows} for batch in window])
         raise UserError(
-            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {rows}); the weights are those of step {state.step}",
+            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {', '.join(sorted(rows, key=int))}); the weights are those of step {state.step}",
             "lower learning_rate, or look at those rows",
         )
     if learner.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, learner.clip, norm)
     factor = learner.schedule(state.step)
     for group in learner.optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group.setdefault("peak", group["lr"]) * factor
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:

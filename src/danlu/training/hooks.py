@@ -28,7 +28,7 @@ def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[
     tensors: dict[str, Mapping[str, torch.Tensor]] = {
         "weights": {f"{name}/{key}": p for name, learner in learners.items() for key, p in learner.parameters.items()},
         "optimizer": {
-            f"{name}/{k}": t for name, lr in learners.items() for k, t in state_tensors(lr.optimizer).items()
+            f"{name}/{k}": t for name, learner in learners.items() for k, t in state_tensors(learner).items()
         },
         "average": {f"{name}/{key}": t for name, learner in learners.items() for key, t in learner.average.items()},
         "task": state.task.state_dict(),
@@ -43,7 +43,7 @@ def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     restore_weights(state, saved)
     optimizer, average = saved.tensors("optimizer"), saved.tensors("average")
     for name, learner in state.task.learners().items():
-        load_state_tensors(learner.optimizer, under(optimizer, name))
+        load_state_tensors(learner, under(optimizer, name))
         learner.average = under(average, name)
     state.task.load_state_dict(saved.tensors("task"))
     torch.set_rng_state(saved.tensors("random")["torch"])
@@ -74,7 +74,6 @@ class Record:
 
     tracker: Tracker
     steps_per_epoch: int
-    last: float = field(default_factory=time.perf_counter)
 
     def __call__(self, state: State, step: Step) -> None:
         tokens = sum(len(batch.ids) for batch in step.window)
@@ -88,10 +87,8 @@ class Record:
                 "learned": int(sum(update.counts.values())),
             }
             line |= values if len(step.updates) == 1 else {name: values}
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
         self.tracker.metrics(step.number, line)
-        self.tracker.timings(step.number, {"seconds": seconds, "tokens_per_second": tokens / seconds})
+        self.tracker.timings(step.number, {"seconds": step.seconds, "tokens_per_second": tokens / step.seconds})
 
 
 @torch.no_grad()
@@ -133,7 +130,10 @@ class Best:
 
 @dataclass
 class Validate:
-    """Every `every` steps and at the last one: sums over counts on the validation rows; early stopping after `patience` worse ones."""
+    """Every `every` steps and at the last one: sums over counts on the validation rows; early stopping after `patience` worse ones.
+
+    Not where a person interrupts: resumed, the run must be the one that was never interrupted.
+    """
 
     model: torch.nn.Module
     measures: Callable[[Documents], dict[str, tuple[torch.Tensor, torch.Tensor]]]
@@ -146,7 +146,7 @@ class Validate:
     say: Callable[[str], None]
 
     def __call__(self, state: State, step: Step) -> None:
-        last = state.step == self.until or state.stop is not None
+        last = state.step == self.until or not (state.stop or "interrupted").startswith("interrupted")
         if not self.batches or (state.step % self.every and not last):
             return
         found = measure(self.model, self.measures, self.batches, state.precision)
@@ -198,6 +198,7 @@ class Progress:
     started: float = field(default_factory=time.perf_counter)
     first: int | None = None
     tokens: int = 0
+    busy: float = 0.0
     shown: float = 0.0
 
     def __call__(self, state: State, step: Step) -> None:
@@ -205,6 +206,7 @@ class Progress:
         if self.first is None:
             self.first = state.step - 1
         self.tokens += sum(len(batch.ids) for batch in step.window)
+        self.busy += step.seconds
         elapsed = now - self.started
         live = self.stream.isatty()
         if not (live or now - self.shown >= self.seconds_between or state.step == self.until or state.stop):
@@ -214,7 +216,7 @@ class Progress:
         losses = "  ".join(
             f"{'loss' if len(step.updates) == 1 else name} {u.loss:.4f}" for name, u in step.updates.items()
         )
-        line = f"step {state.step}/{self.until}  {losses}  {self.tokens / elapsed:,.0f} tokens/s  {clock(left)} left"
+        line = f"step {state.step}/{self.until}  {losses}  {self.tokens / self.busy:,.0f} tokens/s  {clock(left)} left"
         ended = state.step == self.until or state.stop is not None
         self.stream.write(f"\r\x1b[K{line}" + ("\n" if ended else "") if live else line + "\n")
         self.stream.flush()

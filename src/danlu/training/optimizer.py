@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from danlu.core.errors import UserError
+from danlu.core.types import Learner
 from danlu.surgery.freeze import matches
 from danlu.training.options import TrainingOptions
 
@@ -18,7 +19,7 @@ def optimizer(
     """The optimizer over named parameters, one group per (learning rate, decay).
 
     Matrices decay, vectors (biases, norms) do not. `learning_rates` gives a layer group its own peak; the longest matching
-    pattern wins. Every group keeps its `names` and its `peak`; the schedule scales the peak.
+    pattern wins. Every group keeps its `peak`, which the schedule scales.
 
     Raises:
         UserError: a pattern of `learning_rates` matches no trained parameter.
@@ -37,7 +38,7 @@ def optimizer(
             "name a layer group (embeddings, layers.0-3, head) or a part of a weight's name; `danlu show` lists what is trained",
         )
     described = [
-        {"params": list(group.values()), "names": list(group), "peak": peak, "lr": peak, "weight_decay": decay}
+        {"params": list(group.values()), "peak": peak, "lr": peak, "weight_decay": decay}
         for (peak, decay), group in groups.items()
     ]
     if options.optimizer == "sgd":
@@ -70,28 +71,21 @@ def schedule(kind: str, steps: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
-def named(optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:
-    """The weights an optimizer of `optimizer` holds, by name."""
-    return {
-        name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
-    }
-
-
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's memory as named tensors, `weight name|exp_avg`, for a checkpoint."""
+def state_tensors(learner: Learner) -> dict[str, torch.Tensor]:
+    """What the learner's optimizer remembers as named tensors, `weight name|exp_avg`, for a checkpoint."""
     return {
         f"{name}|{key}": value
-        for name, parameter in named(optimizer).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, parameter in learner.parameters.items()
+        for key, value in learner.optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor)
     }
 
 
-def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_state_tensors(learner: Learner, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what `state_tensors` gave. Devices follow the weights; types stay as they were saved."""
-    parameters = named(optimizer)
-    optimizer.state.clear()
+    learner.optimizer.state.clear()
     for key, value in tensors.items():
         name, entry = key.rsplit("|", 1)
-        place = value.device if entry == "step" else parameters[name].device
-        optimizer.state[parameters[name]][entry] = value.to(place).clone()
+        parameter = learner.parameters[name]
+        place = value.device if entry == "step" else parameter.device
+        learner.optimizer.state[parameter][entry] = value.to(place).clone()

@@ -1,0 +1,660 @@
+"""What every task may rely on, each proven through `fit` itself: on toys in float64, and on real weights."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from danlu.core import checkpoint
+from danlu.core.errors import UserError
+from danlu.core.types import Documents, Learner, Position, Privacy
+from danlu.models.options import ModelOptions
+from danlu.models.pretrained import load
+from danlu.surgery.adapter import add_lora
+from danlu.tasks.language import Language
+from danlu.tasks.supervised import Classification
+from danlu.training.fit import State, Step, fit
+from danlu.training.hooks import restore, snapshot
+from danlu.training.optimizer import optimizer, schedule
+from danlu.training.options import TrainingOptions
+
+
+# ------------------------------------------------------------------------------------------------------------------ toys
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+    y: Tensor
+    rows: tuple[int, ...]
+
+
+X = torch.randn((12, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+Y = torch.randn((12, 5), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def window(*parts: Sequence[int]) -> list[Batch]:
+    return [Batch(X[list(part)], Y[list(part)], tuple(part)) for part in parts]
+
+
+def stream(*windows: Sequence[Any]) -> Callable[[Position | None], Iterator[tuple[Sequence[Any], Position]]]:
+    """The windows over and over; the position is how many are behind."""
+
+    def data(start: Position | None) -> Iterator[tuple[Sequence[Any], Position]]:
+        place = start["behind"] if start else 0
+        while True:
+            yield windows[place % len(windows)], {"behind": place + 1}
+            place += 1
+
+    return data
+
+
+def net(*widths: int, dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.Tanh(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2]).double()
+
+
+def learner(model: nn.Module, lr: float = 0.1, momentum: float = 0.0, **more: Any) -> Learner:
+    return Learner(
+        dict(model.named_parameters()), torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum), **more
+    )
+
+
+class Toy:
+    """What most tasks leave alone."""
+
+    def __init__(self, **learners: Learner) -> None:
+        self._learners = learners
+
+    def learners(self) -> dict[str, Learner]:
+        return self._learners
+
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None: ...
+
+    def counts(self, batch: Batch, learner: str) -> dict[str, float]:
+        return {"loss": float(len(batch.rows))}
+
+    def end(self, learner: str) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Regression(Toy):
+    def __init__(self, model: nn.Module, learner: Learner) -> None:
+        super().__init__(model=learner)
+        self.model = model
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        return {"loss": (self.model(batch.x) - batch.y).square().sum(1)}
+
+
+class TwoTerms(Regression):
+    """A weighted error over its summed weights, and a penalty over rows, counted three times."""
+
+    def counts(self, batch: Batch, learner: str) -> dict[str, float]:
+        return {"error": float(batch.x[:, 0].abs().sum()), "size": float(len(batch.rows))}
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        out = self.model(batch.x)
+        return {"error": batch.x[:, 0].abs() * (out - batch.y).square().sum(1), "size": out.abs().sum(1)}
+
+
+def gradients(task: Any, whole: Sequence[Any], privacy_seed: int = 0) -> dict[str, Tensor]:
+    """One step of SGD with momentum, whose memory is then the gradient itself, bit for bit."""
+    fit(State(task, stream(whole), seed=privacy_seed), 1)
+    (learner,) = task.learners().values()
+    return {name: learner.optimizer.state[p]["momentum_buffer"].clone() for name, p in learner.parameters.items()}
+
+
+def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Relative, by norm over all weights."""
+    assert left.keys() == right.keys()
+    apart = torch.cat([(left[name] - right[name]).flatten() for name in left]).double().norm()
+    return float(apart / torch.cat([value.flatten() for value in right.values()]).double().norm())
+
+
+def autograd(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    names = [name for name, _ in model.named_parameters()]
+    return dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# ----------------------------------------------------------------------------------- any split is the gradient of the whole
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> list[list[int]]:
+    rows = draw(st.permutations(range(draw(st.integers(1, 12)))))
+    cuts = sorted(draw(st.sets(st.integers(1, len(rows) - 1))) if len(rows) > 1 else [])
+    return [list(rows[a:b]) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(splits())
+def test_two_terms_with_their_own_denominators_in_any_split(parts: list[list[int]]) -> None:
+    model = net(5, 7, 5)
+    found = gradients(
+        TwoTerms(model, learner(model, 0.0, 0.9, weights={"size": 3.0})),
+        window(*parts),
+    )
+    rows = [row for part in parts for row in part]
+    out, weight = model(X[rows]), X[rows, 0].abs()
+    error = (weight * (out - Y[rows]).square().sum(1)).sum() / weight.sum()
+    assert distance(found, autograd(error + 3 * out.abs().sum(1).mean(), model)) < 1e-10
+
+
+def test_what_an_update_reports_are_the_means_over_the_window() -> None:
+    model = net(5, 7, 5)
+    steps: list[Step] = []
+    task = TwoTerms(model, learner(model, weights={"size": 3.0}))
+    before = weights(model)
+    fit(State(task, stream(window([0], [1, 2, 3, 4, 5]))), 1, [lambda _, step: steps.append(step)])
+    found = steps[0].updates["model"]
+    model.load_state_dict(before)
+    (whole,) = window(range(6))
+    sums, counts = task.losses(whole, "model"), task.counts(whole, "model")
+    expected = {name: float(value.detach().sum() / counts[name]) for name, value in sums.items()}
+    assert found.losses == pytest.approx(expected, rel=1e-12)
+    assert found.counts == pytest.approx(counts)
+    assert found.loss == pytest.approx(expected["error"] + 3 * expected["size"], rel=1e-12)
+    assert steps[0].number == 1 and found.learning_rate == 0.1
+
+
+def documents(tokens: Sequence[Sequence[int]], labels: Sequence[int] | None = None) -> list[Documents]:
+    """One micro-batch a row. Language learns the second half of each row."""
+    result = []
+    for row, ids in enumerate(tokens):
+        wanted = [*([-100] * (len(ids) // 2)), *ids[len(ids) // 2 + 1 :], -100]
+        targets = wanted if labels is None else [labels[row]]
+        result.append(Documents(torch.tensor(ids), (len(ids),), torch.tensor(targets), (row,)))
+    return result
+
+
+def together(batches: Sequence[Documents]) -> Documents:
+    return Documents(
+        torch.cat([batch.ids for batch in batches]),
+        tuple(length for batch in batches for length in batch.lengths),
+        torch.cat([batch.targets for batch in batches]),
+        tuple(row for batch in batches for row in batch.rows),
+    )
+
+
+def some_tokens(*lengths: int) -> list[list[int]]:
+    rng = torch.Generator().manual_seed(3)
+    return [torch.randint(1000, 20000, (length,), generator=rng).tolist() for length in lengths]
+
+
+def real_splits(batches: list[Documents]) -> list[list[Documents]]:
+    whole = [together(batches)]
+    return [whole, batches, [together(batches[3:]), batches[1], together([batches[2], batches[0]])]]
+
+
+def test_any_split_on_the_real_smollm2_with_lora(smollm2: Path) -> None:
+    model = add_lora(load(smollm2, task="language"), ModelOptions(rank=4), seed=0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    torch.manual_seed(0)
+    for name, parameter in trained.items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    batches = documents(some_tokens(5, 21, 9, 2, 14))
+    found = []
+    for split in real_splits(batches):
+        optimizer = torch.optim.SGD(trained.values(), lr=0.0, momentum=0.9)
+        found.append(gradients(Language(model, Learner(trained, optimizer)), split))
+    assert max(distance(other, found[0]) for other in found[1:]) < 1e-5
+
+
+def test_any_split_on_the_real_minilm_with_all_weights_and_class_weights(minilm: Path) -> None:
+    model = load(minilm, task="classification", labels=["a", "b", "c"], dropout=0.0, log=lambda _: None)
+    trained = dict(model.named_parameters())
+    batches = documents(some_tokens(7, 16, 3, 11, 5), labels=[0, 2, 1, 2, 0])
+    found = []
+    for split in real_splits(batches):
+        optimizer = torch.optim.SGD(trained.values(), lr=0.0, momentum=0.9)
+        task = Classification(model, Learner(trained, optimizer), torch.tensor([0.3, 1.0, 2.5]))
+        found.append(gradients(task, split))
+    assert max(distance(other, found[0]) for other in found[1:]) < 1e-5
+
+
+# -------------------------------------------------------------------------------------------------------------- two networks
+
+
+class GAN(Toy):
+    """Non-saturating (Goodfellow et al. 2014): `x` is the noise, `y` what is real."""
+
+    def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
+        super().__init__(discriminator=learner(discriminator, 0.3), generator=learner(generator, 0.2, every=2))
+        self.generator, self.discriminator = generator, discriminator
+        self.frozen: list[tuple[str, set[bool], set[bool]]] = []
+
+    def counts(self, batch: Batch, learner: str) -> dict[str, float]:
+        terms = ("real", "made") if learner == "discriminator" else ("fooled",)
+        return dict.fromkeys(terms, float(len(batch.rows)))
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        trained = [{p.requires_grad for p in module.parameters()} for module in (self.generator, self.discriminator)]
+        self.frozen.append((learner, *trained))
+        made = self.discriminator(self.generator(batch.x))[:, 0]
+        if learner == "generator":
+            return {"fooled": F.softplus(-made)}
+        return {"real": F.softplus(-self.discriminator(batch.y)[:, 0]), "made": F.softplus(made)}
+
+
+def test_a_gan_with_two_discriminator_steps_to_one_of_the_generator() -> None:
+    windows = [window([0, 1], [2]), window([3, 4, 5]), window([6], [7, 8]), window([9, 10, 11])]
+    task = GAN(net(5, 6, 5, seed=1), net(5, 6, 1, seed=2))
+    learned: list[list[str]] = []
+    fit(State(task, stream(*windows)), 4, [lambda _, step: learned.append(list(step.updates))])
+
+    G, D = net(5, 6, 5, seed=1), net(5, 6, 1, seed=2)  # the same by hand
+    of_G, of_D = torch.optim.SGD(G.parameters(), lr=0.2), torch.optim.SGD(D.parameters(), lr=0.3)
+    for step, batches in enumerate(windows):
+        rows = [row for batch in batches for row in batch.rows]
+        of_D.zero_grad()
+        made = D(G(X[rows]).detach())
+        (F.binary_cross_entropy_with_logits(D(Y[rows]), torch.ones_like(made))
+         + F.binary_cross_entropy_with_logits(made, torch.zeros_like(made))).backward()  # fmt: skip
+        of_D.step()
+        if step % 2 == 0:
+            of_G.zero_grad()
+            made = D(G(X[rows]))
+            F.binary_cross_entropy_with_logits(made, torch.ones_like(made)).backward()
+            of_G.step()
+
+    assert learned == [["discriminator", "generator"], ["discriminator"]] * 2
+    assert distance(weights(task.generator), weights(G)) < 1e-12
+    assert distance(weights(task.discriminator), weights(D)) < 1e-12
+    assert {each[0] for each in task.frozen} == {"generator", "discriminator"}
+    for name, generator, discriminator in task.frozen:
+        assert generator == {name == "generator"} and discriminator == {name == "discriminator"}
+    assert all(p.requires_grad for module in (task.generator, task.discriminator) for p in module.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole window
+
+
+class InfoNCE(Toy):
+    """Contrastive loss (van den Oord et al. 2018) over a window of micro-batches, exact by GradCache (Gao et al. 2021):
+    `begin` finds each embedding's gradient, `losses` carries it into the network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model=learner(model, 0.0, 0.9))
+        self.model = model
+
+    def embed(self, x: Tensor) -> Tensor:
+        return F.normalize(self.model(x), dim=1)
+
+    @staticmethod
+    def loss(left: Tensor, right: Tensor) -> Tensor:
+        return F.cross_entropy(left @ right.T / 0.1, torch.arange(len(left)), reduction="none")
+
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
+        with torch.no_grad():
+            pairs = [(self.embed(batch.x), self.embed(batch.y)) for batch in window]
+        left, right = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
+        losses = self.loss(left, right)
+        slopes = torch.autograd.grad(losses.sum(), (left, right))
+        rows = [row for batch in window for row in batch.rows]
+        places = {row: place for place, row in enumerate(rows)}
+        self.cached = losses.detach(), *slopes, places
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        losses, left, right, places = self.cached
+        mine = [places[row] for row in batch.rows]
+        carried = (self.embed(batch.x) * left[mine] + self.embed(batch.y) * right[mine]).sum(1)
+        return {"loss": carried + (losses[mine] - carried).detach()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(splits())
+def test_a_contrastive_loss_sees_more_than_its_micro_batch(parts: list[list[int]]) -> None:
+    task = InfoNCE(net(5, 7, 4))
+    reported: list[float] = []
+    fit(State(task, stream(window(*parts))), 1, [lambda _, step: reported.append(step.updates["model"].loss)])
+    found = gradients(InfoNCE(task.model), window(*parts))
+    rows = [row for part in parts for row in part]
+    whole = task.loss(task.embed(X[rows]), task.embed(Y[rows])).mean()
+    assert reported == [pytest.approx(float(whole.detach()), rel=1e-12)]
+    expected = autograd(whole, task.model)
+    assert all((found[name] - value).abs().max() < 1e-10 for name, value in expected.items())
+
+
+# -------------------------------------------------------------------------------------------------------------------- privacy
+
+
+def clipped_mean(model: nn.Module, rows: Sequence[int], clip: float) -> dict[str, Tensor]:
+    """The naive loop: one example, one backward, one clipping."""
+    total: dict[str, Tensor] = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in rows:
+        own = autograd((model(X[row : row + 1]) - Y[row : row + 1]).square().sum(), model)
+        norm = float(torch.nn.utils.get_total_norm(list(own.values())))
+        for name, value in own.items():
+            total[name] += value * min(1.0, clip / norm)
+    return {name: value / len(rows) for name, value in total.items()}
+
+
+def private(parts: Sequence[Sequence[int]], noise: float, seed: int = 0, clip: float = 9.0) -> dict[str, Tensor]:
+    model = net(5, 7, 5)
+    return gradients(
+        Regression(model, learner(model, 0.0, 0.9, privacy=Privacy(clip, noise))), window(*parts), privacy_seed=seed
+    )
+
+
+def test_per_example_gradients_are_clipped_one_by_one() -> None:
+    expected = clipped_mean(net(5, 7, 5), range(7), 9.0)
+    norms = {float(torch.nn.utils.get_total_norm(list(clipped_mean(net(5, 7, 5), [row], 1e9).values()))) for row in range(7)}
+    assert min(norms) < 9.0 < max(norms)  # some are clipped, others are not
+    alone = private([[row] for row in range(7)], 0.0)
+    assert all(torch.allclose(alone[name], value, rtol=0, atol=1e-15) for name, value in expected.items())
+    for parts in ([range(7)], [[3], [0, 1, 2], [4, 5, 6]]):
+        assert distance(private(parts, 0.0), expected) < 1e-12
+
+
+def test_noise_is_drawn_once_by_seed_and_has_its_deviation() -> None:
+    first = private([range(4), range(4, 7)], 1.5)
+    assert equal(first, private([range(4), range(4, 7)], 1.5))
+    assert distance(private([range(7)], 1.5), first) < 1e-12  # not once a micro-batch
+    assert distance(private([range(7)], 1.5, seed=1), first) > 0.1
+    quiet, drawn = private([range(7)], 0.0), []
+    for seed in range(30):
+        noisy = private([range(7)], 1.5, seed)
+        drawn += [7 * (noisy[name] - value).flatten() for name, value in quiet.items()]
+    noise = torch.cat(drawn)
+    assert float(noise.std()) == pytest.approx(1.5 * 9.0, rel=0.05)
+    assert abs(float(noise.mean())) < 0.7
+
+
+# --------------------------------------------------------------------------------------------------------------------- policy
+
+
+class Bandit(Toy):
+    """REINFORCE (Williams 1992) on arms, of which the third pays; the actions are sampled from the weights as they are."""
+
+    def __init__(self) -> None:
+        self.model = nn.Linear(5, 4, bias=False).double()
+        nn.init.zeros_(self.model.weight)
+        super().__init__(model=learner(self.model, 1.0))
+        self.sampled: list[Tensor] = []
+
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
+        with torch.no_grad():
+            chances = [self.model(batch.x.abs()).softmax(1) for batch in window]
+        self.actions = {
+            batch.rows: torch.multinomial(chance, 1, generator=rng)
+            for batch, chance in zip(window, chances, strict=True)
+        }
+        self.sampled.append(torch.cat(list(self.actions.values()))[:, 0])
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        actions = self.actions[batch.rows]
+        chosen = self.model(batch.x.abs()).log_softmax(1).gather(1, actions)[:, 0]
+        return {"loss": -((actions[:, 0] == 2).double() - 0.25) * chosen}
+
+
+def test_a_policy_learns_from_what_it_samples_of_its_own_live_weights() -> None:
+    def trained(seed: int) -> Bandit:
+        task = Bandit()
+        fit(State(task, stream(window(range(6), range(6, 12))), seed=seed), 60)
+        return task
+
+    task = trained(0)
+    assert float((torch.cat(task.sampled[:5]) == 2).double().mean()) < 0.6
+    assert float((torch.cat(task.sampled[-5:]) == 2).double().mean()) > 0.9
+    assert equal(weights(task.model), weights(trained(0).model))
+    assert not all(torch.equal(a, b) for a, b in zip(task.sampled, trained(1).sampled, strict=True))
+    assert len({tuple(actions.tolist()) for actions in task.sampled[:5]}) > 1  # every step draws anew
+
+
+def test_learners_draw_random_numbers_of_their_own() -> None:
+    class Drawing(GAN):
+        drawn: dict[str, Tensor] = {}  # noqa: RUF012
+
+        def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
+            self.drawn[learner] = torch.randn(8, generator=rng)
+
+    task = Drawing(net(5, 5), net(5, 1))
+    fit(State(task, stream(window([0, 1]))), 1)
+    assert not torch.equal(task.drawn["generator"], task.drawn["discriminator"])
+
+
+# ------------------------------------------------------------------------------------------------------------- two processes
+
+
+def test_two_processes_under_torchrun_are_one(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    train = runpy.run_path(str(script))["train"]
+    for private in (False, True):
+        alone = train(private)
+        shares = [load_file(tmp_path / f"{private}-{rank}.safetensors") for rank in (0, 1)]
+        assert equal(shares[0], shares[1])
+        assert distance(shares[0], alone) < 1e-10
+
+
+# ----------------------------------------------------------------------------------------------------- around the gradient
+
+
+def test_clipping_scales_the_whole_gradient() -> None:
+    for clip in (0.5, 1e6):
+        model = net(5, 7, 5)
+        before = weights(model)
+        free = gradients(Regression(model, learner(model, 0.0, 0.9)), window(range(6)))
+        norm = float(torch.nn.utils.get_total_norm(list(free.values())))
+        steps: list[Step] = []
+        state = State(Regression(model, learner(model, 1.0, clip=clip)), stream(window([0], [1, 2, 3, 4, 5])))
+        fit(state, 1, [lambda _, step: steps.append(step)])
+        assert steps[0].updates["model"].gradient_norm == pytest.approx(norm)
+        moved = {name: before[name] - value for name, value in weights(model).items()}
+        expected = {name: value * min(1.0, clip / norm) for name, value in free.items()}
+        assert distance(moved, expected) < 1e-5
+
+
+def test_the_schedule_scales_every_group_from_its_peak() -> None:
+    model = net(5, 7, 5)
+    options = TrainingOptions(optimizer="sgd", learning_rates={"3.": 0.4}, weight_decay=0.0)
+    built = optimizer(dict(model.named_parameters()), options, 0.1)
+    factor = schedule("linear", 4, 0.5)
+    who = Learner(dict(model.named_parameters()), built, schedule=factor)
+    rates: list[list[float]] = []
+    fit(
+        State(Regression(model, who), stream(window([0]))),
+        4,
+        [lambda *_: rates.append(sorted({group["lr"] for group in built.param_groups}))],
+    )
+    assert rates == [pytest.approx([0.1 * f, 0.4 * f]) for f in (0.5, 1.0, 1.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]),
+    ],
+)
+def test_schedules_rise_and_fall(kind: str, expected: list[float]) -> None:
+    factor = schedule(kind, 12, 2 / 12)
+    assert [factor(step) for step in range(12)] == pytest.approx(expected)
+
+
+def test_the_cosine_ends_at_a_tenth() -> None:
+    factor = schedule("cosine", 10, 0.0)
+    assert factor(0) == 1.0 and factor(5) == pytest.approx(0.55) and factor(10) == pytest.approx(0.1)
+    assert factor(1000) == pytest.approx(0.1)  # past the end
+    assert all(factor(step) > factor(step + 1) for step in range(10))
+
+
+def test_a_pattern_of_learning_rates_that_means_nothing_is_an_error() -> None:
+    model = net(5, 7, 5)
+    with pytest.raises(UserError, match="learning_rates: 'layers.9' matches none of the 4 trained weights"):
+        optimizer(dict(model.named_parameters()), TrainingOptions(learning_rates={"layers.9": 1.0}), 0.1)
+
+
+def test_vectors_do_not_decay() -> None:
+    model = net(5, 7, 5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = optimizer(dict(model.named_parameters()), TrainingOptions(weight_decay=0.3), 0.1).param_groups
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay == {"0.weight": 0.3, "0.bias": 0.0, "3.weight": 0.3, "3.bias": 0.0}
+
+
+def test_the_moving_average_follows_the_weights() -> None:
+    model = net(5, 7, 5)
+    task = Regression(model, learner(model, ema=0.8))
+    seen: list[dict[str, Tensor]] = []
+    fit(State(task, stream(window([0, 1]), window([2]))), 5, [lambda *_: seen.append(weights(model))])
+    expected = seen[0]
+    for each in seen[1:]:
+        expected = {name: 0.8 * value + 0.2 * each[name] for name, value in expected.items()}
+    assert distance(task.learners()["model"].average, expected) < 1e-12
+    assert not equal(task.learners()["model"].average, weights(model))
+
+
+def test_a_hook_ends_training_and_a_finished_state_is_left_alone() -> None:
+    model = net(5, 5)
+    state = State(Regression(model, learner(model)), stream(window([0]), window([1])))
+
+    def third(state: State, step: Step) -> None:
+        state.stop = "enough" if step.number == 3 else None
+
+    fit(state, 10, [third])
+    assert (state.step, state.stop, state.position) == (3, "enough", {"behind": 3})
+    before = weights(model)
+    fit(state, 10)
+    state.stop = None
+    fit(state, 3)
+    assert state.step == 3 and equal(before, weights(model))
+
+
+# ----------------------------------------------------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize("private", [None, Privacy(1.0, 0.0)])
+def test_a_loss_that_is_not_finite_names_its_rows_and_changes_no_weight(private: Privacy | None) -> None:
+    model = net(5, 7, 5)
+    good, bad = window([0, 1], [2]), window([3, 4], [5, 6, 7], [8])
+    bad[1].x[1, 2] = float("nan")
+    bad[2] = Batch(bad[2].x, bad[2].y * float("inf"), (8,))
+    task = Regression(model, learner(model, momentum=0.9, privacy=private, ema=0.5))
+    state = State(task, stream(good, bad))
+    fit(state, 1)
+    before, (memory, content) = weights(model), snapshot(state)
+    memory = {file: {name: value.clone() for name, value in part.items()} for file, part in memory.items()}
+    with pytest.raises(UserError) as error:
+        fit(state, 2)
+    assert "step 2: loss nan" in str(error.value) or "step 2: loss inf" in str(error.value)
+    assert "(rows 6, 8)" in str(error.value) and "learning_rate" in error.value.fix
+    assert equal(before, weights(model)) and state.step == 1
+    after, again = snapshot(state)
+    assert again == content
+    assert all(equal(dict(memory[file]), dict(after[file])) for file in ("weights", "optimizer", "average"))
+
+
+def test_a_gradient_that_is_not_finite_names_the_rows_of_the_window() -> None:
+    class Root(Regression):
+        def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+            return {"loss": (self.model(batch.x) * 0).abs().sum(1).sqrt()}  # 0, with a slope of infinity times 0
+
+    model = net(5, 5)
+    before = weights(model)
+    with pytest.raises(UserError, match=r"step 1: loss 0, gradient norm nan: not finite \(rows 3, 4, 10\)"):
+        fit(State(Root(model, learner(model)), stream(window([10, 3], [4]))), 1)
+    assert equal(before, weights(model))
+
+
+# --------------------------------------------------------------------------------------------------------------------- resume
+
+
+class Moving(GAN):
+    """Two learners with dropout, and a memory of the task's own that enters the loss."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(net(5, 6, 5, dropout=0.3, seed=1), net(5, 6, 1, dropout=0.3, seed=2))
+        for name, module in (("generator", self.generator), ("discriminator", self.discriminator)):
+            named = dict(module.named_parameters())
+            options = TrainingOptions(optimizer=kind, weight_decay=0.1)
+            self._learners[name] = Learner(
+                named,
+                optimizer(named, options, 0.05),
+                schedule=schedule("cosine", 9, 0.3),
+                every=self._learners[name].every,
+                clip=1.0,
+                ema=0.9,
+            )
+        self.seen = torch.zeros(5, dtype=torch.float64)
+
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
+        self.seen = 0.9 * self.seen + torch.randn(5, generator=rng, dtype=torch.float64)
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        return super().losses(Batch(batch.x + 0.1 * self.seen, batch.y, batch.rows), learner)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    windows = [window([0, 1], [2]), window([3, 4, 5]), window([6], [7, 8], [9]), window([10])]
+
+    def fresh() -> State:
+        return State(Moving(kind), stream(*windows), seed=5)
+
+    def everything(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+        tensors, content = snapshot(state)
+        return {f"{file}/{name}": t.clone() for file, part in tensors.items() for name, t in part.items()}, content
+
+    whole = everything(fit(fresh(), 9))
+    assert any("average/generator" in name for name in whole[0]) and "task/seen" in whole[0]
+    for stop in (1, 4, 7):
+        saved = checkpoint.save(tmp_path, stop, *snapshot(fit(fresh(), stop)))
+        torch.manual_seed(stop)
+        state = fresh()
+        state.task.learners()["generator"].parameters["0.weight"].data.zero_()  # what was built does not matter
+        assert restore(state, saved)["step"] == stop
+        tensors, content = everything(fit(state, 9))
+        assert content == whole[1] and equal(tensors, whole[0])
+
+
+def test_splitting_fit_into_calls_changes_nothing() -> None:
+    once, often = State(Moving("adamw"), stream(window([0, 1]))), State(Moving("adamw"), stream(window([0, 1])))
+    fit(once, 5)
+    for until in (1, 2, 5):
+        fit(often, until)
+    assert equal(weights(once.task.generator), weights(often.task.generator))
