@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lock bench clean
+.PHONY: help setup demo test check format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,12 +45,12 @@ format: $(READY) ## write the code in the one style, and mend what the linter ca
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: $(READY) ## the tables of settings in docs/usage.md, from the code
+	$(BIN)/python scripts/settings_table.py
+
 lock: ## newest versions that pyproject.toml allows -> requirements.lock (TORCH=2.14.0 moves torch, which stays exact)
 	@PYTHON=$(PYTHON) scripts/lock $(TORCH)
 
-bench: $(READY) ## measure against peers and against the machine
-	$(BIN)/python -m pytest -q -s benchmarks $(ARGS)
-
 clean: ## caches and builds away; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
-	find src tests benchmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src testsmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

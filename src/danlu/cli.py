@@ -83,7 +83,7 @@ def finished(call: Call, run: Any) -> None:
     call.output(
         one_run(run),
         lambda found: (
-            f"run: {found['run']}  (try it: danlu {'chat' if found['recipe'] == 'chat' else 'predict'} {found['run']})"
+            f"run: {found['run']}  (try it: danlu {'chat' if found['task'] == 'chat' else 'predict'} {found['run']})"
         ),
     )
 
@@ -259,7 +259,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     if not rows:
         return "nothing yet"
     cells = [list(columns)] + [[cell(row.get(column)) for column in columns] for row in rows]
-    widths = [min(48, max(len(line[place]) for line in cells)) for place in range(len(columns))]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
@@ -326,7 +326,7 @@ def parse(arguments: Sequence[str]) -> Call:
             settings[key] = value
         else:
             words.append(argument)
-    return Call(words, settings, **switches)
+    return Call(words, settings, json=switches["json"], debug=switches["debug"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,7 +56,11 @@ def test_tensorboard_sees_every_number(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "validation/accuracy", "timing/seconds"}
-    assert [(event.step, round(event.value, 4)) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.3333)]
+    assert [(event.step, round(event.value, 4)) for event in events.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.3333),
+    ]
 
 
 def test_nested_numbers_become_paths() -> None:

@@ -18,7 +18,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-QUICK = ("epochs=2", "batch_size=8", "precision=float32", "threads=1")
+QUICK = ("epochs=1", "batch_size=8", "precision=float32", "threads=1")
 """Settings of a run that takes a second; float32, so that equal means equal."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
+import io
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from danlu.core.track import read_lines
 
 
-RUN = ("epochs=2", "batch_size=8", "precision=float32", "threads=1")
+RUN = ("epochs=1", "batch_size=8", "precision=float32", "threads=1")
 FILES = {"run.json", "experiment.json", "data.json", "metrics.jsonl", "timings.jsonl", "evaluation.json", "final.json", "report.html"}  # fmt: skip
 
 
@@ -79,14 +80,14 @@ def test_classification_reads_every_format(danlu, sorter, texts, tmp_path, name)
     result = danlu("finetune", "text-classification", f"model={sorter}", f"data={data}", "steps=2", "baselines=no", *RUN, "out=r")  # fmt: skip
     assert result.code == 0, result.err
     assert "texts in column 'review', labels in column 'sentiment'" in result.out
-    assert "new head: classifier.bias, classifier.weight" in result.out
+    assert re.search("new head: .*classifier.weight", result.out)
 
 
 def test_a_run_holds_everything(chat_run, danlu):
-    run = chat_run("method=lora", "learning_rate=0.003")
+    run = chat_run("method=lora", "learning_rate=0.01")
     assert {path.name for path in run.iterdir()} >= FILES
     steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, 5))
     losses = [line["validation"]["loss"] for line in read_lines(run / "metrics.jsonl") if "validation" in line]
     assert losses[-1] < losses[0]
     assert list((run / "events").glob("events.out.tfevents.*"))
@@ -96,8 +97,8 @@ def test_a_run_holds_everything(chat_run, danlu):
     )
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["metrics"]["loss"]["value"] < evaluation["before"]["metrics"]["loss"]["value"]
-    adapter = json.loads((run / "model" / "adapter_config.json").read_text())
-    assert re.fullmatch("[0-9a-f]{64}", adapter["danlu_base"]["sha256"])
+    base = json.loads((run / "model" / "danlu_base.json").read_text())
+    assert re.fullmatch("[0-9a-f]{64}", base["sha256"])
     assert not list(run.glob(".*model*"))
 
 
@@ -190,13 +191,12 @@ def test_predict_answers_as_the_evaluation_did(chat_run, danlu, tmp_path):
 
 def test_chat_goes_on_until_an_empty_line(chat_run, danlu, monkeypatch):
     run = chat_run("method=lora")
-    said = iter(["Hello", "Write a synopsis", ""])
-    monkeypatch.setattr(builtins, "input", lambda _: next(said))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nWrite a synopsis\n\nnot read\n"))
     result = danlu("chat", run, "max_new_tokens=6")
     assert result.code == 0
     alone = danlu("predict", run, "Hello", "max_new_tokens=6").out.strip()
     assert alone in result.out
-    assert next(said, None) is None
+    assert sys.stdin.readline() == "not read\n"
 
 
 def test_a_merged_run_answers_as_the_adapter_did(chat_run, danlu):
@@ -227,14 +227,15 @@ def test_a_run_is_a_model_to_start_from(chat_run, danlu, chat_file, first, secon
 def test_what_is_frozen_stays_and_a_rate_moves_its_layers(chat_run, chatter):
     from safetensors.numpy import load_file
 
-    run = chat_run("method=full", "freeze=embeddings,layers.0", "learning_rates=layers.1=0.01,norms=0", "weight_decay=0")  # fmt: skip
+    run = chat_run("method=full", "freeze=embeddings,layers.0", "learning_rates=layers.1=0", "weight_decay=0")  # fmt: skip
     old, new = load_file(chatter / "model.safetensors"), load_file(run / "model" / "model.safetensors")
     moved = {name for name in old if not np.array_equal(old[name], new[name])}
-    assert moved
-    assert all(name.startswith("model.layers.1.") for name in moved)
-    assert not any("norm" in name for name in moved)
+    assert moved == {"model.norm.weight"}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # PEFT against transformers
 def test_what_was_trained_loads_in_transformers_and_peft_with_equal_logits(chat_run, text_run, chatter):
     import torch
     from peft import PeftModel
@@ -286,9 +287,10 @@ def test_the_same_command_again(danlu, sorter, text_file, text_run):
         f"data={text_file}",
         *RUN,
         "baselines=no",
+        "patience=none",
         "out=texts",
     )
-    run = text_run()
+    run = text_run("patience=none")
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     again = danlu(*words)
     assert again.code == 0 and "is finished; nothing to do" in again.out
@@ -296,12 +298,12 @@ def test_the_same_command_again(danlu, sorter, text_file, text_run):
     changed = danlu(*words, "learning_rate=0.5", "seed=3")
     assert changed.code == 2
     assert "learning_rate: was not set, now 0.5; seed: was not set, now 3" in changed.err
-    shorter = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=1")
-    assert shorter.code == 2 and "epochs: was 2.0, now 1.0" in shorter.err
+    shorter = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=0.5")
+    assert shorter.code == 2 and "epochs: was 1.0, now 0.5" in shorter.err
     before = len(read_lines(run / "metrics.jsonl"))
-    longer = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=3")
+    longer = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=2")
     assert longer.code == 0, longer.err
-    assert "going on from step 16 of 24" in longer.out
+    assert "going on from step 8 of 16" in longer.out
     assert len(read_lines(run / "metrics.jsonl")) > before
     assert danlu("runs", "list").code == 0
     shutil.rmtree(run / "model")

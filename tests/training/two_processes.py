@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,13 +79,14 @@ def train(private: bool) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()} | {"recorded": torch.tensor(recorded).double()}
 
 
-def main(target: str) -> Any:
+def main(target: str) -> None:
     from safetensors.torch import save_file
 
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     for private in (False, True):
         save_file(train(private), f"{target}/{private}-{dist.get_rank()}.safetensors")
+    dist.barrier()  # neither goes while the other still listens
     dist.destroy_process_group()
 
 

@@ -55,6 +55,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     building = folder / f".building-{step:08d}-{os.getpid()}"
+    replaced = folder / f"{building.name}-replaced"
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
@@ -70,10 +71,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
         for path in building.iterdir():
             flush(path)
         flush(building)
-        if final.exists():  # the same step again, after a resume from an earlier one
-            shutil.rmtree(final)
+        if final.exists():  # the same step again, after a resume from an earlier one; never half deleted
+            final.rename(replaced)
         building.rename(final)
         flush(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         free = shutil.disk_usage(folder).free

@@ -143,7 +143,7 @@ def trainable_parameters(memory: int, precision: str = "float32") -> dict[str, i
 
 
 def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, Any]:
-    """What `danlu doctor` says: `machine`, `derived`, `can_train`, `missing`. Plain data; the command line prints it."""
+    """What `danlu doctor` says: `machine`, `derived`, `can_train_parameters`, `missing`. Plain data; the command line prints it."""
     precision, precision_why = pick_precision(found)
     threads, threads_why = pick_threads(found)
     memory = min((gpu.memory_bytes for gpu in found.gpus), default=found.memory_available)
@@ -171,7 +171,7 @@ def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, 
             "python": found.python,
             "versions": found.versions,
             "cache": str(found.cache),
-            "cache_bytes": found.cache_bytes,
+            "cache_size_bytes": found.cache_bytes,
             "cache_free_bytes": found.cache_free,
             "here_free_bytes": found.here_free,
         },
@@ -180,7 +180,7 @@ def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, 
             "threads": {"value": threads, "reason": threads_why},
         },
         "measured": {name: round(speed, 1) for name, speed in (speeds or {}).items()},
-        "can_train": trainable_parameters(memory, precision),
+        "can_train_parameters": trainable_parameters(memory, precision),
         "missing": missing,
     }
 

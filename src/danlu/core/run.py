@@ -117,7 +117,9 @@ def create(path: Path, **facts: Any) -> Run:
         UserError: the place is taken by something that is not a run, or cannot be written.
     """
     if is_run(path):
-        raise UserError(f"out={path} has become a run meanwhile", "repeat the command to go on with it, or give another out=")
+        raise UserError(
+            f"out={path} has become a run meanwhile", "repeat the command to go on with it, or give another out="
+        )
     if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
         raise UserError(f"out={path} exists and is not a danlu run", "name an empty or new directory")
     try:

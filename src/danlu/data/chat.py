@@ -85,11 +85,11 @@ def recognise(source: Source, columns: tuple[str, str] | None = None) -> str:
 
 
 def conversation(
-    row: Row, form: str, system: str | None = None, columns: tuple[str, str] | None = None
+    row: Row, form: str, system: str | None = None, columns: tuple[str, str] | None = None, taught: bool = True
 ) -> list[Message]:
     """One row as messages.
 
-    system: a system message for rows that have none of their own.
+    system: a system message for rows that have none of their own. taught: it must hold an answer to learn from.
     Raises UserError naming row and key: a missing column, an unknown role, content that is not text, nobody to learn from.
     """
     values = row.values
@@ -114,7 +114,7 @@ def conversation(
     system = own or system
     if system and not any(message["role"] in ("system", "developer") for message in messages):
         messages.insert(0, {"role": "system", "content": system})
-    if not any(_is_learned(message) for message in messages):
+    if taught and not any(_is_learned(message) for message in messages):
         answers = sum(message["role"] == "assistant" for message in messages)
         found = (
             f"its {answers} assistant turns are empty or marked as not to be learned"

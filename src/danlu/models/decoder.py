@@ -240,6 +240,13 @@ class Decoder(nn.Module):
         place = layout.positions * (ids != pad)
         return layout.first + torch.zeros_like(layout.first).scatter_reduce_(0, owner, place, "amax")
 
+    @property
+    def unembedding(self) -> Tensor | None:
+        """[vocabulary, width], for a loss that never holds all logits; None for a classifier."""
+        if self.task == "classification":
+            return None
+        return cast(Tensor, self.lm_head.weight if hasattr(self, "lm_head") else self.model.embed_tokens.weight)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, width] -> [n, vocabulary]; of a classifier, [documents, width] -> [documents, labels]"""
         if self.task == "classification":

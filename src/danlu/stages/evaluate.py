@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -296,4 +296,4 @@ def untouched(opened: Opened, prepared: Prepared) -> Opened:
         parameter.requires_grad_(False)
     if opened.precision != torch.float32:
         cast_frozen(model, opened.precision)
-    return Opened(opened.run, model.eval(), opened.tokenizer, opened.task, (), opened.precision, opened.max_tokens)
+    return replace(opened, model=model.eval())

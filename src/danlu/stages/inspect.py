@@ -30,8 +30,9 @@ def one_run(run: Run) -> dict[str, Any]:
         "status": run.status,
         "created": facts["created"],
         "recipe": facts.get("recipe"),
+        "task": facts.get("task"),
         "model": facts.get("lineage", {}).get("model", {}).get("name"),
-        "steps": f"{max((line['step'] for line in lines), default=0)}/{used.get('steps', {}).get('value')}",
+        "steps": f"{lines[-1]['step']}/{used['steps']['value']}" if lines and used else None,
         "validation_loss": min(validated, default=None),
         "test": {name: entry["value"] for name, entry in figures.items()},
     }

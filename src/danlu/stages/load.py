@@ -36,8 +36,11 @@ class Weights:
 
 
 def adapter_of(folder: Path) -> dict[str, Any] | None:
-    """adapter_config.json of a model folder, or None when it holds whole weights."""
-    return read_json(folder / "adapter_config.json") if (folder / "adapter_config.json").is_file() else None
+    """adapter_config.json of a model folder and, as `danlu_base`, what it belongs to; None when the folder holds whole weights."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    config, base = read_json(folder / "adapter_config.json"), folder / "danlu_base.json"
+    return config | {"danlu_base": read_json(base)} if base.is_file() else config
 
 
 def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
@@ -129,6 +132,7 @@ class Opened:
     labels: tuple[str, ...]
     precision: torch.dtype
     max_tokens: int
+    system: str | None = None
 
 
 def open_final(run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False) -> Opened:
@@ -143,7 +147,8 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
     from danlu.surgery.freeze import cast_frozen
 
     if not run.has("final.json"):
-        raise UserError(f"{run.path} has no final model yet (it is {run.status})", f"danlu resume {run.path}")
+        fix = "wait until it is finished" if run.status == "running" else f"danlu resume {run.path}"
+        raise UserError(f"{run.path} has no final model yet (it is {run.status})", fix)
     facts, used = run.read("run.json"), run.read("experiment.json")["used"]
     sealed = run.read("final.json")["sha256"]
     found = weights_sha256(run.model)
@@ -170,6 +175,7 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
         labels,
         kind,
         int(used["max_tokens"]["value"] or weights.context),
+        used["system"]["value"],
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run
+from danlu.data.chat import LISTS, conversation, recognise
 from danlu.data.loader import Rows
 from danlu.data.source import Source, cell, column, read
 from danlu.models.generate import Sampling, generate
@@ -65,12 +66,13 @@ def predict(
     ]
 
 
-def inputs_of(opened: Opened, source: Source, text: str | None) -> list[Any]:
+def inputs_of(opened: Opened, source: Source) -> list[Any]:
     """A file's rows as inputs: conversations without their last answer, or the column with the text."""
-    if not opened.labels and text is None and "messages" in source.columns:
-        rows = [list(row.values["messages"]) for row in source.rows]
-        return [row[:-1] if row and row[-1].get("role") == "assistant" else row for row in rows]
-    name = column(source, text, PROMPTS, "text")
+    if not opened.labels and any(name in source.columns for name in LISTS):
+        form = recognise(source)
+        rows = [conversation(row, form, taught=False) for row in source.rows]
+        return [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows if row]
+    name = column(source, None, TEXTS if opened.labels else PROMPTS, "text")
     return [str(cell(row, name)) for row in source.rows]
 
 
@@ -104,6 +106,7 @@ def write(
 ) -> list[tuple[str, str]]:
     """(answer, why it ended) of each conversation, rendered by the very template the run was trained with."""
     tokenizer = opened.tokenizer
+    conversations = [with_system(opened, conversation) for conversation in conversations]
     prompts = [
         tokenizer.encode(tokenizer.render(conversation, generation_prompt=True)) for conversation in conversations
     ]
@@ -116,6 +119,13 @@ def write(
             tokens = each.tokens[:-1] if each.finish == "stop" else each.tokens
             done.append((tokenizer.decode(tokens, skip_special=True).strip(), each.finish))
     return done
+
+
+def with_system(opened: Opened, messages: Sequence[Message]) -> list[Message]:
+    """The system message that the model was trained with (`system=`), where a conversation has none of its own."""
+    if opened.system is None or any(message["role"] in ("system", "developer") for message in messages):
+        return list(messages)
+    return [{"role": "system", "content": opened.system}, *messages]
 
 
 def chat(run: Run, say: Callable[[str], None] = print, ask: Callable[[str], str] = input, **settings: Any) -> None:
@@ -154,4 +164,5 @@ class Stream:
             self.shown = len(text)
 
     def end(self) -> None:
-        print(flush=True)
+        """What still waited, and the end of the line."""
+        print(self.tokenizer.decode(self.tokens, skip_special=True)[self.shown :], flush=True)

@@ -79,6 +79,7 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
     base = resolve(experiment.model.model, say)
     weights = weights_of(base, say)
     tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
+    check_vocabulary(tokenizer.base_size, weights)
     chat = experiment.task.task == "chat"
     if chat and not tokenizer.has_template:
         raise UserError(
@@ -98,7 +99,7 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
             f"set max_tokens={unlimited} or less",
         )
     encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
-    check_vocabulary(tokenizer, weights, [each.rows for each in encoded.values()])
+    check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()), weights)
     check_unknown(encoded["train"], parts["train"], base, options.unknown_share)
     if not len(encoded["train"].rows):
         reasons = (
@@ -189,6 +190,11 @@ def without_rare(rows: list[Item], policy: str, dropped: Account) -> list[Item]:
     for item in rows:
         keys.setdefault(str(item.label), set()).add(item.key)
     rare = {label: len(found) for label, found in keys.items() if len(found) < RARE}
+    if len(keys) > 20 and len(keys) > len(rows) / 2:
+        raise UserError(
+            f"{len(keys)} different labels in {len(rows)} rows: this looks like numbers or free text, not classes",
+            "name the right column with label=",
+        )
     if rare and policy == "error":
         label, count = min(rare.items(), key=lambda pair: (pair[1], pair[0]))
         places = ", ".join(item.place for item in rows if item.label == label)
@@ -236,21 +242,14 @@ def check_labels(parts: dict[str, list[Item]], sources: dict[str, Source]) -> tu
             f"{sources['data'].name}: all {len(parts['train'])} training rows have the label {labels[0]!r}",
             "add rows of another class",
         )
-    if len(labels) > len(parts["train"]) / 2 and len(labels) > 20:
-        raise UserError(
-            f"{len(labels)} different labels in {len(parts['train'])} rows: this looks like numbers or free text, not classes",
-            "name the right column with label=",
-        )
     return tuple(labels)
 
 
-def check_vocabulary(tokenizer: Tokenizer, weights: Weights, parts: Sequence[Rows]) -> None:
-    """A token needs its row in the embedding. Added tokens beyond it that no row uses do no harm: Gemma 3 has such a one."""
-    embedded = weights.vocabulary
-    needed = max([tokenizer.base_size, *(int(rows.ids.max()) + 1 for rows in parts if len(rows.ids))])
-    if embedded is not None and needed > embedded:
+def check_vocabulary(tokens: int, weights: Weights) -> None:
+    """A token needs its row in the embedding. An added token without one, that no row uses, does no harm: Gemma 3 has such a one."""
+    if weights.vocabulary is not None and tokens > weights.vocabulary:
         raise UserError(
-            f"{weights.folder}: the tokenizer has {needed} tokens, the model's embedding {embedded} rows (vocab_size in config.json)",
+            f"{weights.folder}: the tokenizer has {tokens} tokens, the model's embedding {weights.vocabulary} rows (vocab_size in config.json)",
             "the tokenizer belongs to another model: copy or download the folder again, as a whole",
         )
 
@@ -297,13 +296,16 @@ def derive(
     )
     method = fill("method", "full" if small else "lora", reason)
     lora = method == "lora"
-    fill(
-        "learning_rate",
-        (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4),
+    adam = (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4)
+    why = (
         "LoRA's matrices start at zero and bear ten times the rate of whole weights"
         if lora
-        else "whole weights: one to two orders below the rate of pretraining, so that what they know stays",
+        else "whole weights: one to two orders below the rate of pretraining, so that what they know stays"
     )
+    if experiment.training.optimizer == "sgd":
+        fill("learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}")
+    else:
+        fill("learning_rate", adam, why)
     size = min(8 if chat else 16, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
     batch = fill(
         "batch_size",
@@ -327,10 +329,11 @@ def derive(
             steps = max(1, round(everything["epochs"].value * math.ceil(rows / batch)))
             fill("steps", steps, f"{everything['epochs'].value:g} passes over {rows} rows, {batch} at a time")
     steps = everything["steps"].value
+    times = 8 if steps is None or steps >= 80 else max(1, steps // 10)
     fill(
         "validate_every",
-        max(1, (steps or 200) // 8),
-        "eight times in a run" if steps else "hours= alone: every 25 updates",
+        math.ceil((steps or 200) / times),
+        f"{times} time{'s' * (times != 1)} in {steps} updates" if steps else "hours= alone: every 25 updates",
     )
     cap = max(64, rows // 4)
     fill(
@@ -365,7 +368,7 @@ def describe(
     keys = {name: [item.key for item in items] for name, items in parts.items()}
     repeated = sum(len(group) - 1 for group in duplicates(keys["train"]))
     pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(keys).items()}
-    notes = [] if material.said == "" else [material.said]
+    notes: list[str] = []
     notes += [f"{count} texts stand both in {pair}" for pair, count in pairs.items()]
     if labels:
         unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])

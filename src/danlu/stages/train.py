@@ -282,18 +282,18 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     rows, options = prepared.rows["train"], prepared.experiment.training
     sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(512, options.micro_batch_tokens))
     parameters = list(built.task.learner.parameters.values())
-    seconds = 0.0
+    seconds = math.inf
     state = torch.get_rng_state()
     built.model.train()
     batch = sample[len(sample) // 2]
-    for _ in range(2):
+    for _ in range(2):  # the first pass also warms up; the machine may be busy with something else in either
         start = time.perf_counter()
         with torch.autocast(
             parameters[0].device.type, built.state.precision, enabled=built.state.precision != torch.float32
         ):
             losses = built.task.losses(batch, "model")
         torch.autograd.grad(sum(loss.sum() for loss in losses.values()), parameters, allow_unused=True)
-        seconds = time.perf_counter() - start
+        seconds = min(seconds, time.perf_counter() - start)
     torch.set_rng_state(state)
     rate = len(batch.ids) / seconds
     trained = sum(parameter.numel() for parameter in parameters)

@@ -19,6 +19,10 @@ from danlu.surgery.freeze import matches
 PREFIX = "base_model.model."
 """What PEFT puts before every name in an adapter file."""
 
+CONFIG = "adapter_config.json"
+BASE = "danlu_base.json"
+"""The model an adapter belongs to, with its SHA-256; a file of its own, because PEFT warns of keys it does not know."""
+
 BEYOND = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")
 """What in an adapter's config.json changes the formula of `add_lora`."""
 
@@ -90,6 +94,8 @@ def merge(model: torch.nn.Module) -> torch.nn.Module:
             base.weight.data = base.weight.data.float() + layer.get_delta_weight("default").float()
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, base)
+    if hasattr(model, "peft_config"):  # PEFT's mark that the model has an adapter
+        del model.peft_config
     return model
 
 
@@ -107,9 +113,10 @@ def short_names(model: torch.nn.Module, targets: list[str]) -> list[str]:
 
 
 def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
-    """adapter_config.json and adapter_model.safetensors, as PEFT reads them.
+    """adapter_config.json and adapter_model.safetensors, as PEFT reads them, and danlu_base.json.
 
-    base: {"name", "sha256", "folder"}: the model the adapter belongs to; the SHA-256 of its weights goes into the file's header.
+    base: {"name", "sha256", "folder"}: the model the adapter belongs to; it goes into danlu_base.json, so that equal
+    weights are an equal file.
     """
     from safetensors.torch import save_file
 
@@ -124,11 +131,7 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
     heads = sorted({name.split(".")[0] for name in kept if "lora_" not in name})
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in kept.items()}
-    save_file(
-        tensors,
-        folder / "adapter_model.safetensors",
-        {"format": "pt", "base": base["name"], "base_sha256": base["sha256"]},
-    )
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})  # two entries would come in any order
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if classifier else "CAUSAL_LM",
@@ -142,9 +145,9 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "danlu_base": base,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), "utf-8")
+    for name, content in ((CONFIG, config), (BASE, base)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
@@ -155,7 +158,7 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     """
     from safetensors.torch import load_file
 
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{folder}: adapter of type {config.get('peft_type')!r}, expected LORA", "merge it with PEFT first"

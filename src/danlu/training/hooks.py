@@ -193,7 +193,7 @@ class Progress:
     """Rate, loss and time left: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
     until: int
-    stream: TextIO = sys.stderr
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
     seconds_between: float = 15.0
     started: float = field(default_factory=time.perf_counter)
     first: int | None = None

@@ -1,0 +1,158 @@
+"""A run that is killed, stopped or started twice ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from danlu.core.track import read_lines
+
+
+RUN = ("batch_size=2", "precision=float32", "threads=1", "validate_every=1", "patience=none")
+
+
+def chat(chatter, chat_file, *more):
+    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, "method=lora", "steps=20", "answers=2", "answer_tokens=8", *more]  # fmt: skip
+
+
+def texts(sorter, text_file, *more):
+    return ["finetune", "text-classification", f"model={sorter}", f"data={text_file}", *RUN, "steps=20", "baselines=no", *more]  # fmt: skip
+
+
+def outcome(run):
+    """What must be equal, bit for bit: weights, every number on the way, the figures of the test."""
+    names = ["metrics.jsonl", "evaluation.json", "data/test.jsonl", "data/validation.jsonl"]
+    found = {name: (run / name).read_bytes() for name in names}
+    return found | {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.name != "README.md"}
+
+
+def wait_for(condition, process, seconds=60):
+    """Until something is so, or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < deadline:
+        if condition():
+            return True
+    return False
+
+
+def in_a_save(run):
+    """Whether a checkpoint is being written this moment."""
+    try:
+        with os.scandir(run / "checkpoints") as entries:
+            return any(entry.name.startswith(".building-") for entry in entries)
+    except FileNotFoundError:
+        return False
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def steps(run):
+    return max((line["step"] for line in read_lines(run / "metrics.jsonl")), default=0)
+
+
+@pytest.mark.parametrize("kind", ["chat", "texts"])
+def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, danlu, spawn, tmp_path):
+    """Ten for each kind: five inside a save, five at a moment drawn from the seed."""
+    words = chat(chatter, chat_file) if kind == "chat" else texts(sorter, text_file)
+    assert danlu(*words, "out=whole").code == 0
+    dice, run = random.Random(kind), tmp_path / "killed"
+    inside, killed = 0, []
+    while len(killed) < 10:
+        process = spawn([*words, "out=killed"], tmp_path)
+        before = steps(run)
+        if inside < 5 and len(killed) % 2 == 0:
+            further = before + dice.randint(0, 2)
+            if not wait_for(lambda further=further: steps(run) > further and in_a_save(run), process):
+                kill(process)
+                pytest.fail(f"no save was seen: {(tmp_path / 'said.txt').read_text()[-2000:]}")
+            kill(process)
+            inside += in_a_save(run)
+        else:
+            wait_for(lambda: run.exists(), process)
+            time.sleep(dice.uniform(0, 0.6))
+            kill(process)
+        killed.append(steps(run))
+        if danlu("runs", "compare", "killed", "killed").code == 0 and (run / "run.json").exists():
+            assert json.loads(danlu("show", "killed", "--json").out)["seed"]["value"] == 0
+    assert inside >= 4, "killed between two saves more often than inside one"
+    assert danlu(*words, "out=killed").code == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+    assert not list((run / "checkpoints").glob(".building-*"))
+    assert danlu("predict", "killed", "Hello").out == danlu("predict", "whole", "Hello").out
+
+
+def test_ctrl_c_saves_and_resume_is_bitwise(chatter, chat_file, danlu, spawn, tmp_path):
+    words = chat(chatter, chat_file)
+    assert danlu(*words, "out=whole").code == 0
+    run = tmp_path / "stopped"
+    process = spawn([*words, "out=stopped"], tmp_path)
+    assert wait_for(lambda: steps(run) >= 4, process), (tmp_path / "said.txt").read_text()
+    other = danlu(*words, "out=stopped")
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 130, said
+    assert "go on with: danlu resume stopped" in said and "Traceback" not in said
+    assert other.code == 2 and f"is being written by process {process.pid}" in other.err
+    assert danlu("runs", "compare", "stopped", "whole").code == 0
+    found = json.loads((run / "run.json").read_text())
+    assert found["status"] == "interrupted"
+    wrong = danlu("predict", "stopped", "Hello")
+    assert wrong.code == 2 and "danlu resume stopped" in wrong.err
+    resumed = danlu("resume", "stopped")
+    assert resumed.code == 0 and "going on from step" in resumed.out
+    assert outcome(run) == outcome(tmp_path / "whole")
+    again = danlu("resume", "stopped")
+    assert again.code == 0 and "nothing to do" in again.out
+
+
+def test_a_broken_checkpoint_is_passed_by(text_run, danlu, tmp_path, sorter, text_file):
+    words = texts(sorter, text_file)
+    assert danlu(*words, "out=whole").code == 0
+    assert danlu(*words, "out=broken").code == 0
+    run = tmp_path / "broken"
+    newest = max((run / "checkpoints").glob("step-*"))
+    for path in (newest / "weights.safetensors", run / "final.json"):
+        path.write_bytes(path.read_bytes()[:-1])
+    run_file = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**run_file, "status": "running"}))
+    resumed = danlu("resume", "broken")
+    assert resumed.code == 0, resumed.err
+    assert "weights.safetensors has changed since it was written; passed by" in resumed.out
+    assert "going on from step 19 of 20" in resumed.out
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_run_cut_off_before_it_began_starts_again(danlu, sorter, text_file, tmp_path):
+    run = tmp_path / "early"
+    run.mkdir()
+    (run / "run.json").write_text(
+        '{"format": 1, "name": "early", "status": "running", "created": "2026-01-01T00:00:00"}'
+    )
+    alone = danlu("resume", "early")
+    assert alone.code == 2 and "was cut off before it began" in alone.err
+    assert danlu("runs", "list").code == 0
+    assert danlu(*texts(sorter, text_file), "out=early").code == 0
+
+
+def test_data_that_changed_is_refused(danlu, sorter, text_file, spawn, tmp_path):
+    run, words = tmp_path / "r", texts(sorter, text_file, "out=r")
+    process = spawn(words, tmp_path)
+    assert wait_for(lambda: steps(run) >= 2, process), (tmp_path / "said.txt").read_text()
+    kill(process)
+    old = text_file.read_text("utf-8")
+    text_file.write_text(old.replace("a ", "the "), "utf-8")
+    for again in (["resume", "r"], words):
+        result = danlu(*again)
+        assert result.code == 2
+        assert "texts.jsonl has changed since the run began" in result.err
+    text_file.write_text(old, "utf-8")
+    assert danlu("resume", "r").code == 0
