@@ -245,7 +245,7 @@ class Decoder(nn.Module):
         """[vocabulary, width], for a loss that never holds all logits; None for a classifier."""
         if self.task == "classification":
             return None
-        return cast(Tensor, self.lm_head.weight if hasattr(self, "lm_head") else self.model.embed_tokens.weight)
+        return self.lm_head.weight if hasattr(self, "lm_head") else self.model.embed_tokens.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, width] -> [n, vocabulary]; of a classifier, [documents, width] -> [documents, labels]"""

@@ -66,13 +66,13 @@ def predict(
     ]
 
 
-def inputs_of(opened: Opened, source: Source) -> list[Any]:
-    """A file's rows as inputs: conversations without their last answer, or the column with the text."""
-    if not opened.labels and any(name in source.columns for name in LISTS):
+def inputs_of(opened: Opened, source: Source, text: str | None = None) -> list[Any]:
+    """A file's rows as inputs: conversations without their last answer, or the column `text`, found by its usual names."""
+    if text is None and not opened.labels and any(name in source.columns for name in LISTS):
         form = recognise(source)
         rows = [conversation(row, form, taught=False) for row in source.rows]
         return [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows if row]
-    name = column(source, None, TEXTS if opened.labels else PROMPTS, "text")
+    name = column(source, text, TEXTS if opened.labels else PROMPTS, "text")
     return [str(cell(row, name)) for row in source.rows]
 
 

@@ -108,7 +108,7 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
         )
         raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
     settings = derive(asked, weights, encoded, chat, len(parts["validation"]))
-    findings = describe(material, sources, parts, encoded, dropped, labels, tokenizer)
+    findings = describe(sources, parts, encoded, dropped, labels, tokenizer)
     return Prepared(
         asked=asked,
         experiment=config.build(Experiment, settings),
@@ -350,7 +350,6 @@ def derive(
 
 
 def describe(
-    material: Material,
     sources: Mapping[str, Source],
     parts: Mapping[str, list[Item]],
     encoded: Mapping[str, Encoded],
