@@ -134,12 +134,15 @@ def chatter(tmp_path_factory) -> Path:
 def sorter(tmp_path_factory) -> Path:
     """A BERT of two layers and width 32 with word pieces learned from real descriptions."""
     from tokenizers import BertWordPieceTokenizer
+    from tokenizers.processors import BertProcessing
 
     folder = tmp_path_factory.mktemp("models") / "sorter"
     folder.mkdir()
     tokens = BertWordPieceTokenizer(lowercase=True)
     texts = [row["text"] for row in rows_of("sections.jsonl")[:300]]
     tokens.train_from_iterator(texts, vocab_size=700, min_frequency=1, limit_alphabet=80, show_progress=False)
+    ends = [(text, tokens.token_to_id(text)) for text in ("[SEP]", "[CLS]")]
+    tokens.post_processor = BertProcessing(*ends)
     tokens.save(str(folder / "tokenizer.json"))
     named = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **named}))

@@ -84,7 +84,7 @@ def test_classification_reads_every_format(danlu, sorter, texts, tmp_path, name)
 
 
 def test_a_run_holds_everything(chat_run, danlu):
-    run = chat_run("method=lora", "learning_rate=0.01")
+    run = chat_run("method=lora", "learning_rate=0.01", "validate_every=1")
     assert {path.name for path in run.iterdir()} >= FILES
     steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 5))

@@ -16,12 +16,12 @@ from danlu.core.track import read_lines
 RUN = ("batch_size=2", "precision=float32", "threads=1", "validate_every=1", "patience=none")
 
 
-def chat(chatter, chat_file, *more):
-    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, "method=lora", "steps=20", "answers=2", "answer_tokens=8", *more]  # fmt: skip
+def chat(chatter, chat_file, *more, steps=30):
+    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, "method=lora", f"steps={steps}", "answers=2", "answer_tokens=8", *more]  # fmt: skip
 
 
-def texts(sorter, text_file, *more):
-    return ["finetune", "text-classification", f"model={sorter}", f"data={text_file}", *RUN, "steps=20", "baselines=no", *more]  # fmt: skip
+def texts(sorter, text_file, *more, steps=20):
+    return ["finetune", "text-classification", f"model={sorter}", f"data={text_file}", *RUN, f"steps={steps}", "baselines=no", *more]  # fmt: skip
 
 
 def outcome(run):
@@ -50,7 +50,7 @@ def in_a_save(run):
 
 
 def kill(process):
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
 
 
@@ -61,7 +61,7 @@ def steps(run):
 @pytest.mark.parametrize("kind", ["chat", "texts"])
 def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, danlu, spawn, tmp_path):
     """Ten for each kind: five inside a save, five at a moment drawn from the seed."""
-    words = chat(chatter, chat_file) if kind == "chat" else texts(sorter, text_file)
+    words = chat(chatter, chat_file) if kind == "chat" else texts(sorter, text_file, steps=80)
     assert danlu(*words, "out=whole").code == 0
     dice, run = random.Random(kind), tmp_path / "killed"
     inside, killed = 0, []
@@ -77,7 +77,7 @@ def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, d
             inside += in_a_save(run)
         else:
             wait_for(lambda: run.exists(), process)
-            time.sleep(dice.uniform(0, 0.6))
+            time.sleep(dice.uniform(0, 0.4))
             kill(process)
         killed.append(steps(run))
         if danlu("runs", "compare", "killed", "killed").code == 0 and (run / "run.json").exists():
