@@ -53,4 +53,4 @@ lock: ## newest versions that pyproject.toml allows -> requirements.lock (TORCH=
 
 clean: ## caches and builds away; .venv and runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
-	find src testsmarks scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from danlu.core.errors import UserError, nearest
+from danlu.core.errors import Interrupted, UserError, nearest, printable
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def predict(call: Call) -> None:
 def one_answer(found: dict[str, Any]) -> str:
     if "label" in found:
         return f"{found['label']}  {found['probabilities'][found['label']]:.3f}  {found['input'][:100]!r}"
-    return str(found["answer"])
+    return printable(str(found["answer"]))
 
 
 def chat(call: Call) -> None:
@@ -177,9 +177,8 @@ def runs(call: Call) -> None:
     elif verb == "compare" and len(names) == 2:
         call.output(inspect.compare_runs(open_run(names[0]), open_run(names[1])), compared)
     elif verb == "delete" and names:
-        for name in names:
-            removed = inspect.remove(name)
-            print(f"deleted {removed.path}")
+        removed = [str(inspect.remove(name).path) for name in names]
+        call.output({"deleted": removed}, lambda found: "\n".join(f"deleted {path}" for path in found["deleted"]))
     else:
         raise UserError(
             f"found {' '.join(call.words)}", "danlu runs | danlu runs compare ONE TWO | danlu runs delete RUN…"
@@ -239,7 +238,7 @@ COMMANDS = {
         "RUN [data=FILE [text=COLUMN label=COLUMN]] [answers=N]", "figures with intervals on held-out rows", evaluate
     ),
     "predict": Command(
-        "RUN TEXT … | data=FILE [text=COLUMN] [max_new_tokens=N temperature=T …]", "labels or answers", predict
+        "RUN [--] TEXT … | data=FILE [text=COLUMN] [max_new_tokens=N temperature=T …]", "labels or answers", predict
     ),
     "chat": Command("RUN [temperature=T …]", "talk to it", chat),
     "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
@@ -311,10 +310,16 @@ def usage() -> str:
 
 
 def parse(arguments: Sequence[str]) -> Call:
-    words, settings, switches = [], {}, {"json": False, "debug": False}
-    for argument in arguments:
+    """Words, key=value settings and switches; behind `--` everything is a word, whatever it looks like."""
+    words: list[str] = []
+    settings: dict[str, str] = {}
+    switches = {"json": False, "debug": False}
+    waiting = iter(arguments)
+    for argument in waiting:
         key, equals, value = argument.partition("=")
-        if argument.startswith("--"):
+        if argument == "--":
+            words += waiting
+        elif argument.startswith("--"):
             if argument[2:] not in switches:
                 raise UserError(
                     f"unknown switch {argument}", "settings are written key=value; switches are --json and --debug"
@@ -365,10 +370,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Interrupted as error:
+        print(f"danlu: {error}", file=sys.stderr)
+        return 130
     except Exception as error:
-        if type(error).__name__ == "Interrupted":
-            print(f"danlu: {error}", file=sys.stderr)
-            return 130
         if debug:
             raise
         print(

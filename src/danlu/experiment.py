@@ -94,6 +94,11 @@ def ask(
     for key in extra:
         if key in settings:
             kept[key] = settings.pop(key).value
+    if "steps" in settings and "epochs" in settings:
+        raise UserError(
+            f"steps ({settings['steps'].origin}) and epochs ({settings['epochs'].origin}) both say how long to train",
+            "give one",
+        )
     asked = Asked(recipe, settings, kept)
     _ = asked.experiment  # every key and type is checked here
     return asked

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,15 +120,23 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def rotate(folder: Path, keep: int = 2, protect: int | None = None) -> None:
-    """Delete old checkpoints, but never before `keep` newer ones verify, and never the step `protect` (the best)."""
+def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None] = lambda _: None) -> None:
+    """Delete old checkpoints, but never before `keep` newer ones verify.
+
+    needs: the step that a kept checkpoint cannot do without (its best); that one stays too.
+    """
     for left in folder.glob(".building-*"):
         shutil.rmtree(left, ignore_errors=True)
-    verified = 0
+    kept: list[Checkpoint] = []
+    old: list[Path] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if verified < keep:
-            verified += verify(path) is None
-        elif path.name != f"step-{protect if protect is not None else -1:08d}":
+        if len(kept) == keep:
+            old.append(path)
+        elif verify(path) is None:
+            kept.append(Checkpoint(path, int(path.name.removeprefix("step-"))))
+    needed = {f"step-{step:08d}" for step in map(needs, kept) if step is not None}
+    for path in old:
+        if path.name not in needed:
             shutil.rmtree(path)
 
 

@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """Text from data as a terminal may be given it: control characters, which could rewrite the screen, are made visible."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 class UserError(Exception):
     """Bad input. The command line prints `message`, then `fix`, and exits with code 2 without a traceback.
 
@@ -13,9 +18,13 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(message if not fix else f"{message}\n  fix: {fix}")
+        super().__init__(printable(message if not fix else f"{message}\n  fix: {fix}"))
         self.message = message
         self.fix = fix
+
+
+class Interrupted(Exception):  # noqa: N818 (it is no error)
+    """Training was asked to stop between two updates; its checkpoint is on the disk. Exit code 130."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

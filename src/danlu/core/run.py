@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,47 +97,63 @@ class Run:
             UserError: another process holds it; names its number.
         """
         with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise UserError(
-                    f"{self.path} is being written by process {file.read().strip() or '?'}",
-                    "wait for it, stop it, or give this run another place with out=DIR",
-                ) from None
+            for attempt in range(10):  # somebody who only looks (`locked`) holds it for a moment
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if attempt < 9:
+                        time.sleep(0.05)
+                        continue
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.path} is being written by process {file.read().strip() or '?'}",
+                        "wait for it, stop it, or give this run another place with out=DIR",
+                    ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             yield
 
 
-def create(path: Path, **facts: Any) -> Run:
-    """A new run directory with its run.json.
+def create(path: Path, fill: Callable[[Run], None] = lambda _: None, **facts: Any) -> Run:
+    """A new run directory, whole or not at all: written beside its place by `fill`, then renamed.
 
     Raises:
-        UserError: the place is taken by something that is not a run, or cannot be written.
+        UserError: the place is taken, or cannot be written.
     """
     if is_run(path):
         raise UserError(
             f"out={path} has become a run meanwhile", "repeat the command to go on with it, or give another out="
         )
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"out={path} exists and is not a danlu run", "name an empty or new directory")
+    building = path.with_name(f".{path.name}.building-{os.getpid()}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        run = Run(path)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        run = Run(building)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         run.write("run.json", {"format": FORMAT, "name": path.name, "status": "running", "created": created, **facts})
+        fill(run)
+        building.rename(path)
     except OSError as error:
         raise UserError(
-            f"out={path} cannot be written: {error.strerror}", "name a directory you may write, out=DIR"
+            f"out={path} cannot be written: {error.strerror or error}", "make room, or name a directory you may write"
         ) from None
-    return run
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Run(path)
 
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run."""
     return (path / "run.json").is_file()
+
+
+def find_run(name: str | Path) -> Path | None:
+    """The run directory at a path, or under `runs/` by its name."""
+    return next((path for path in (Path(name), HOME / name) if is_run(path)), None)
 
 
 def open_run(name: str | Path) -> Run:
@@ -145,15 +162,15 @@ def open_run(name: str | Path) -> Run:
     Raises:
         UserError: there is none, with the near names; or its format is of a newer danlu.
     """
-    for path in (Path(name), HOME / name):
-        if is_run(path):
-            run = Run(path)
-            if run.read("run.json").get("format") != FORMAT:
-                raise UserError(
-                    f"{path} has run format {run.read('run.json').get('format')}, this danlu reads {FORMAT}",
-                    "upgrade danlu",
-                )
-            return run
+    path = find_run(name)
+    if path is not None:
+        run = Run(path)
+        if run.read("run.json").get("format") != FORMAT:
+            raise UserError(
+                f"{path} has run format {run.read('run.json').get('format')}, this danlu reads {FORMAT}",
+                "upgrade danlu",
+            )
+        return run
     known = [run.name for run in list_runs()]
     hint = nearest(str(name), known) if known else "there are no runs under ./runs yet; `danlu finetune` makes one"
     raise UserError(f"{name} is not a run (a directory with run.json)", hint)

@@ -345,7 +345,7 @@ def _span(prompt: str, until: str, message: Message, number: int, tokenizer: Tok
         )
     said = until[len(prompt) :]
     content, calls = message["content"] or "", message.get("tool_calls")
-    place = _behind(content, said)
+    place = _behind(content, said, tokenizer)
     if place is None:
         raise UserError(
             f"messages[{number}]: the chat template does not write the answer as it is: found {_short(said)}, expected {_short(content.strip())} in it",
@@ -362,13 +362,24 @@ def _span(prompt: str, until: str, message: Message, number: int, tokenizer: Tok
     return len(prompt), len(prompt) + end[1]
 
 
-def _behind(content: str, said: str) -> int | None:
-    """The place behind the answer in what the template says. Templates trim and re-wrap answers, so white space does not count."""
+def _behind(content: str, said: str, tokenizer: Tokenizer) -> int | None:
+    """The place behind the answer in what the template says. Templates trim and re-wrap answers, so white space does not count.
+
+    The last place counts, but not one inside the marks behind the answer: `d` stands in `<|im_end|>` too.
+    """
     content = content.strip()
-    at = said.rfind(content)
-    if at >= 0:
-        return at + len(content) if content else 0
-    letters = [place for place, character in enumerate(said) if not character.isspace()]
+    if not content:
+        return 0
+    inside = tokenizer.first_special(content)
+    marks: list[tuple[int, int]] = []
+    while not inside and (mark := tokenizer.first_special(said, marks[-1][1] if marks else 0)):
+        marks.append(mark)
+    for limit in [len(said)] if not marks else [first for first, _ in reversed(marks)]:
+        at = said.rfind(content, 0, limit)
+        if at >= 0 and not any(first < at + len(content) and at < behind for first, behind in marks):
+            return at + len(content)
+    limit = marks[-1][0] if marks else len(said)
+    letters = [place for place, character in enumerate(said[:limit]) if not character.isspace()]
     squeezed = "".join(content.split())
     at = "".join(said[place] for place in letters).rfind(squeezed)
     return letters[at + len(squeezed) - 1] + 1 if at >= 0 else None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, write_json
 from danlu.core.errors import UserError, nearest
+from danlu.core.run import find_run
 from danlu.models.catalogue import MODELS, Entry, Member
 
 
@@ -34,7 +35,18 @@ Log = Callable[[str], None]
 CONVERTER = 1
 """Raised when what `models.gguf` writes changes, so that a cache of an older danlu is not taken for the new one."""
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "README.md", "LICENSE*"]
+FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "merges.txt",
+    "README.md",
+    "LICENSE*",
+]
 """What is taken from a hub: never a pickle (.bin, .pt, .pth), never code (.py)."""
 
 CLASSES = {
@@ -96,6 +108,8 @@ def resolve(name: str, log: Log = print) -> Base:
         UserError: nothing has that name (the near ones are listed), it cannot be fetched, or what was fetched is damaged.
     """
     path = Path(name).expanduser()
+    if not path.exists() and name not in MODELS:
+        path = find_run(name) or path
     if path.is_dir() and ((path / "run.json").is_file() or (path / "config.json").is_file() or name not in MODELS):
         return _folder(name, path, log)
     if path.suffix == ".gguf" and path.is_file():
@@ -119,6 +133,11 @@ def _folder(name: str, path: Path, log: Log) -> Base:
         kind, folder = "run", path / "model"
         if not folder.is_dir():
             raise UserError(f"model={name}: this run has no final model yet", f"finish it first: danlu resume {name}")
+        if (path / "final.json").is_file() and read_json(path / "final.json").get("sha256") != weights_sha256(folder):
+            raise UserError(
+                f"model={name}: the weights in {folder} have changed since the run wrote them",
+                "restore them from a copy of the run",
+            )
     if name in MODELS:
         log(f"model={name}: the folder {path.absolute()}, not the catalogue's model of that name")
     return Base(name, folder.absolute(), weights_sha256(folder), stated_licence(folder), kind)
@@ -572,7 +591,7 @@ def _transformers_class(folder: Path, settings: dict[str, Any], task: str) -> tu
     if task == "classification":
         classes: list[Any] = [transformers.AutoModelForSequenceClassification]
     else:
-        classes = [transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM]
+        classes = [transformers.AutoModelForCausalLM]
     for factory in classes:
         if type(config) in factory._model_mapping:
             return factory, config

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from danlu.core.errors import UserError
+from danlu.core.errors import UserError, printable
 from danlu.core.run import Run
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.options import DataOptions
@@ -53,7 +54,7 @@ def evaluate(
     source = data if data is not None else run.path / "data" / "test.jsonl"
     used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
     used |= {key: name for key, name in (("text", text), ("label", label)) if name is not None}
-    material, items = read_items(opened, source, used, own=data is None)
+    material, items, dropped = read_items(opened, source, used, own=data is None)
     say(f"{len(items)} rows: {material.said}")
     if isinstance(material, LabelledTexts):
         result, _ = classifier_figures(opened, items)
@@ -61,11 +62,16 @@ def evaluate(
         result, _ = language_figures(
             opened, material, items, used["answers"] if answers is None else answers, used["answer_tokens"], say
         )
-    return {"split": name, **result}
+    dropped += result.pop("dropped", [])
+    for entry in dropped:
+        say(f"  left out {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
+    return {"split": name, **result, "dropped": dropped}
 
 
-def read_items(opened: Opened, source: Any, used: dict[str, Any], own: bool) -> tuple[Material, list[Item]]:
-    """Held-out rows as the run kept them, or a person's file in the form the run was trained on."""
+def read_items(
+    opened: Opened, source: Any, used: dict[str, Any], own: bool
+) -> tuple[Material, list[Item], list[dict[str, Any]]]:
+    """Held-out rows as the run kept them, or a person's file in the form the run was trained on; and what was left out."""
     columns = {"text": None, "label": None} if own else {"text": used["text"], "label": used["label"]}
     options = DataOptions(bad_rows=used["bad_rows"], **columns)
     material: Material
@@ -73,7 +79,10 @@ def read_items(opened: Opened, source: Any, used: dict[str, Any], own: bool) -> 
         material = LabelledTexts(options, opened.labels)
     else:
         material = Conversations(options, TaskOptions(system=None if own else used["system"]))
-    items, account = material.items(read(source, bad_rows=used["bad_rows"]))
+    rows = read(source, bad_rows=used["bad_rows"])
+    items, account = material.items(rows)
+    for rejected in rows.rejected:
+        account.add(rejected.reason, rejected.place)
     if not items:
         raise UserError(
             f"{source}: no usable row", "; ".join(entry["reason"] for entry in account.json()) or "give rows"
@@ -83,7 +92,7 @@ def read_items(opened: Opened, source: Any, used: dict[str, Any], own: bool) -> 
             raise UserError(
                 f"{item.place}: label {item.label!r} is not known to the model", f"it knows {', '.join(opened.labels)}"
             )
-    return material, items
+    return material, items, account.json()
 
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> None:
@@ -207,6 +216,9 @@ def language_figures(
     encoded = material.encode(items, opened.tokenizer, opened.max_tokens, "truncate")
     sums, counts, sizes = row_losses(opened, encoded.rows)
     report = metrics.language_report(sums, counts, sizes=sizes)
+    report |= {"dropped": encoded.dropped.json(), "cut": encoded.cut}
+    if encoded.cut.get("rows"):
+        say(f"  cut: {encoded.cut['rows']} rows are longer than {opened.max_tokens} tokens ({encoded.cut})")
     asked = questions(items)
     written: list[str] = []
     if answers:
@@ -226,21 +238,26 @@ def questions(items: Sequence[Item]) -> list[tuple[list[dict[str, str]], str]]:
         (messages[:place], str(message["content"]))
         for messages in (item.values["messages"] for item in items)
         for place, message in enumerate(messages)
-        if message["role"] == "assistant" and message.get("learn", True) and str(message["content"]).strip()
+        if message["role"] == "assistant" and message.get("learn", True) and (message["content"] or "").strip()
     ]
 
 
 def row_losses(opened: Opened, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Summed loss (nats), learned tokens and bytes they stand for, of each row in the order of `rows`."""
+    """Summed loss (nats), learned tokens and bytes they stand for, of each row of the source.
+
+    The examples that a history-rewriting template makes of one conversation are added up: they are not independent.
+    """
     task = Language(opened.model)
     order = sorted(range(len(rows)), key=lambda row: (int(rows.lengths[row]), row))
     found = measure(opened.model, task.measures, rows.batches(order, TOKENS), opened.precision)["loss"]
-    sums, counts = np.empty(len(rows)), np.empty(len(rows))
-    sums[order], counts[order] = found[0].numpy(), found[1].numpy()
-    sizes = np.empty(len(rows))
+    owners, owner = np.unique(rows.numbers, return_inverse=True)
+    sums, counts, sizes = (np.zeros(len(owners)) for _ in range(3))
+    np.add.at(sums, owner[order], found[0].numpy())
+    np.add.at(counts, owner[order], found[1].numpy())
     for row in range(len(rows)):
         targets = rows.targets[rows.starts[row] : rows.starts[row + 1]]
-        sizes[row] = len(opened.tokenizer.decode(targets[targets != IGNORED].tolist(), skip_special=True).encode())
+        text = opened.tokenizer.decode(targets[targets != IGNORED].tolist(), skip_special=True)
+        sizes[owner[row]] += len(text.encode())
     return sums, counts, np.maximum(sizes, 1)
 
 
@@ -251,9 +268,8 @@ def before_and_after(opened: Opened, prepared: Prepared, items: Sequence[Item], 
     say("after training:")
     result, after = language_figures(opened, material, items, task.answers, task.answer_tokens, say)
     say("the untouched base model on the same rows:")
-    base, before = language_figures(
-        untouched(opened, prepared), material, items, task.answers, task.answer_tokens, lambda _: None
-    )
+    with untouched(opened, prepared) as start:
+        base, before = language_figures(start, material, items, task.answers, task.answer_tokens, lambda _: None)
     result["before"] = base
     comparison = compare(
         lambda counts, sums: metrics.ratio(sums, counts),
@@ -280,20 +296,24 @@ def before_and_after(opened: Opened, prepared: Prepared, items: Sequence[Item], 
     ]
     for example in result["examples"][:1]:
         say(
-            f"\nasked:    {example['input']}\nexpected: {example['expected']}\nbefore:   {example['before']}\nafter:    {example['answer']}\n"
+            printable(
+                f"\nasked:    {example['input']}\nexpected: {example['expected']}\n"
+                f"before:   {example['before']}\nafter:    {example['answer']}\n"
+            )
         )
     return result
 
 
-def untouched(opened: Opened, prepared: Prepared) -> Opened:
-    """The model as it was before: its adapter taken off, or the base loaded again."""
+@contextlib.contextmanager
+def untouched(opened: Opened, prepared: Prepared) -> Iterator[Opened]:
+    """The model as it was before: its adapter taken off inside, or the base loaded again."""
     if adapter.layers(opened.model):
-        for layer in adapter.layers(opened.model).values():
-            layer.enable_adapters(False)
-        return opened
+        with adapter.switched_off(opened.model):
+            yield opened
+        return
     model = open_weights(weights_of(prepared.base), opened.task, None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if opened.precision != torch.float32:
         cast_frozen(model, opened.precision)
-    return replace(opened, model=model.eval())
+    yield replace(opened, model=model.eval())

@@ -14,8 +14,14 @@ from danlu.models.catalogue import MODELS
 
 
 def runs() -> list[dict[str, Any]]:
-    """Every run under ./runs, one mapping each."""
-    return [one_run(run) for run in list_runs()]
+    """Every run under ./runs, one mapping each; one that cannot be read says why in its status."""
+    found = []
+    for run in list_runs():
+        try:
+            found.append(one_run(run))
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            found.append({"run": str(run.path), "status": f"broken: {error}"})
+    return found
 
 
 def one_run(run: Run) -> dict[str, Any]:

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 class Weights:
     """Where the weights of a model lie.
 
-    folder: whole weights and config.json. adapter: the folder of an adapter on them, or None. origin: how an adapter names
+    folder: whole weights and config.json. adapter: the folder of an adapter on them, or None. base: how an adapter names
     these whole weights. context: longest document in tokens. parameters: of the whole weights. vocabulary: rows of the
-    embedding, as far as config.json says.
+    embedding, as far as config.json says. bidirectional: an encoder, in which each token sees those behind it.
     """
 
     folder: Path
     adapter: Path | None
-    origin: dict[str, Any]
+    base: dict[str, Any]
     context: int
     parameters: int
     vocabulary: int | None = None
+    bidirectional: bool = False
 
 
 def adapter_of(folder: Path) -> dict[str, Any] | None:
@@ -51,20 +52,32 @@ def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
     """
     adapter = adapter_of(base.folder)
     if adapter is None:
+        from danlu.models import encoder
+
         config = read_json(base.folder / "config.json")
         context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
         if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
             context -= 2  # positions start behind the padding token's
-        origin = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder)}
-        return Weights(base.folder, None, origin, context, count_parameters(base.folder), config.get("vocab_size"))
-    named = adapter.get("danlu_base") or {"name": adapter["base_model_name_or_path"], "sha256": None}
+        named = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder)}
+        return Weights(
+            base.folder,
+            None,
+            named,
+            context,
+            count_parameters(base.folder),
+            config.get("vocab_size"),
+            encoder.supports(config),
+        )
+    named = adapter.get("danlu_base") or {"name": adapter.get("base_model_name_or_path"), "sha256": None}
+    if not isinstance(named.get("name"), str):
+        raise UserError(f"{base.folder}: its adapter names no base model", "copy the folder again, as a whole")
     try:
         below = resolve(named["name"], say)
     except UserError as error:
         raise UserError(
             f"{base.folder}: its adapter belongs to {named['name']}, which is not here: {error.message}", error.fix
         ) from None
-    if named["sha256"] and below.sha256 != named["sha256"]:
+    if named.get("sha256") and below.sha256 != named["sha256"]:
         raise UserError(
             f"{base.folder}: its adapter belongs to {named['name']} with SHA-256 {named['sha256'][:12]}…, found {below.sha256[:12]}…",
             "use the model it was trained on; `danlu merge` makes a run independent of its base",
@@ -133,6 +146,7 @@ class Opened:
     precision: torch.dtype
     max_tokens: int
     system: str | None = None
+    text_column: str | None = None
 
 
 def open_final(run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False) -> Opened:
@@ -176,6 +190,7 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
         kind,
         int(used["max_tokens"]["value"] or weights.context),
         used["system"]["value"],
+        used["text"]["value"],
     )
 
 

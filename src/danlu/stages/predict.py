@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run
-from danlu.data.chat import LISTS, conversation, recognise
+from danlu.data.chat import LISTS, PAIRS, conversation, recognise
 from danlu.data.loader import Rows
 from danlu.data.source import Source, cell, column, read
 from danlu.models.generate import Sampling, generate
 from danlu.stages.load import Opened, open_final
-from danlu.tasks.material import TEXTS
+from danlu.tasks.material import TEXTS, cut_to
 
 
 TOKENS = 2048
@@ -67,13 +68,23 @@ def predict(
 
 
 def inputs_of(opened: Opened, source: Source, text: str | None = None) -> list[Any]:
-    """A file's rows as inputs: conversations without their last answer, or the column `text`, found by its usual names."""
-    if text is None and not opened.labels and any(name in source.columns for name in LISTS):
+    """A file's rows as inputs: conversations without their last answer, or the column with the text.
+
+    text: the column; the one of training, or found by its usual names, when not given.
+    """
+    if text is None and not opened.labels and holds_chat(source):
         form = recognise(source)
         rows = [conversation(row, form, taught=False) for row in source.rows]
         return [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows if row]
-    name = column(source, text, TEXTS if opened.labels else PROMPTS, "text")
+    trained = opened.text_column if opened.text_column in source.columns else None
+    name = column(source, text or trained, TEXTS if opened.labels else PROMPTS, "text")
     return [str(cell(row, name)) for row in source.rows]
+
+
+def holds_chat(source: Source) -> bool:
+    """Whether the rows are conversations, rather than one text each."""
+    names = set(source.columns)
+    return bool(names & set(LISTS)) or any(set(pair) <= names for pair in PAIRS)
 
 
 @torch.inference_mode()
@@ -81,7 +92,7 @@ def probabilities(opened: Opened, texts: Sequence[str]) -> np.ndarray:
     """Softmax of the logits, float32 [texts, labels]; each text cut at the length the model was trained with."""
     limit = opened.max_tokens
     encoded = opened.tokenizer.encode_batch(list(texts), special=True)
-    ids = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in encoded]
+    ids = [cut_to(row, limit, opened.tokenizer) for row in encoded]
     rows = Rows.with_labels(ids, [0] * len(ids), range(len(ids)))
     order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
     result = np.empty((len(ids), len(opened.labels)), np.float32)
@@ -114,7 +125,8 @@ def write(
     done: list[tuple[str, str]] = []
     for start in range(0, len(prompts), BATCH):
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
-            batch = generate(opened.model, prompts[start : start + BATCH], sampling, tokenizer.ends, on_token)
+            drawn = replace(sampling, seed=sampling.seed + start)  # no two prompts of a call draw the same numbers
+            batch = generate(opened.model, prompts[start : start + BATCH], drawn, tokenizer.ends, on_token)
         for each in batch:
             tokens = each.tokens[:-1] if each.finish == "stop" else each.tokens
             done.append((tokenizer.decode(tokens, skip_special=True).strip(), each.finish))

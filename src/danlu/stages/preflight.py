@@ -8,7 +8,9 @@ from typing import Any
 
 from danlu.core import device
 from danlu.core.config import Setting
+from danlu.core.errors import printable
 from danlu.experiment import Asked
+from danlu.stages.build import build, trial, with_steps
 from danlu.stages.prepare import PARTS, Prepared, prepare
 from danlu.training.hooks import clock
 
@@ -23,15 +25,14 @@ def preflight(asked: Asked, data: Any = None, say: Say = print) -> dict[str, Any
     Raises:
         UserError: what training would stop at.
     """
-    from danlu.stages.train import build, trial, with_steps
-
     prepared = prepare(asked, data, say)
     show(prepared, say)
     options = prepared.experiment.training
     built = build(prepared if options.steps else with_steps(prepared, Setting(1, "not known yet")), say)
     expected = trial(built, prepared)
     steps = options.steps or max(1, int(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
-    say(expectation(expected, steps))
+    for line in expectation(expected, steps):
+        say(line)
     used = {key: {"value": setting.value, "origin": setting.origin} for key, setting in prepared.settings.items()}
     return {
         **prepared.findings,
@@ -80,19 +81,24 @@ def show(prepared: Prepared, say: Say) -> None:
 
 def mark(piece: str, learned: bool, colour: bool) -> str:
     """One piece of a row, learned or masked."""
+    piece = printable(piece)
     if colour:
         return f"{GREEN if learned else GREY}{piece}{OFF}"
     return f"[[{piece}]]" if learned else piece
 
 
-def expectation(expected: dict[str, float], steps: int) -> str:
-    """One line about time and memory, from a measured micro-batch."""
-    return (
+def expectation(expected: dict[str, float], steps: int) -> list[str]:
+    """Time and memory, from a measured micro-batch; and a warning when there is not so much memory."""
+    machine = device.machine()
+    line = (
         f"expected: {expected['seconds_per_step']:.2f} s a step at {expected['tokens_per_second']:,.0f} tokens/s, "
         f"{clock(expected['seconds_per_step'] * steps)} for {steps} steps without validation; "
-        f"memory about {expected['memory_bytes'] / 1e9:.1f} GB of {device.machine().memory_total / 1e9:.0f} "
+        f"memory about {expected['memory_bytes'] / 1e9:.1f} GB of {machine.memory_total / 1e9:.0f} "
         f"({expected['trained_parameters'] / 1e6:.2f} M weights trained)"
     )
+    if expected["memory_bytes"] > machine.memory_total:
+        return [line, "warning: that is more memory than there is; lower micro_batch_tokens, or use method=lora"]
+    return [line]
 
 
 def version() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.data.clean import contradictions, duplicates, language_of, leaks
+from danlu.data.clean import contradictions, duplicates, has_html, is_damaged, language_of, leaks, share
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.split import split
@@ -29,8 +29,6 @@ from danlu.tasks.material import Account, Conversations, Encoded, Item, Labelled
 
 
 PARTS = ("train", "validation", "test")
-RARE = 3
-"""Fewest distinct rows of a class: one to learn from, one to choose by, one to measure with."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,11 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
     tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
     check_vocabulary(tokenizer.base_size, weights)
     chat = experiment.task.task == "chat"
+    if chat and weights.bidirectional:
+        raise UserError(
+            f"{base.name} is an encoder: it sees the whole text at once and cannot write",
+            "choose a chat model (`danlu models`)",
+        )
     if chat and not tokenizer.has_template:
         raise UserError(
             f"{base.name} has no chat template", "choose a chat model (`danlu models`), or give template=FILE"
@@ -160,10 +163,13 @@ def part(
         "test_share": 0.0 if "test" in found else options.test_share,
     }
     held = {item.key: role for role in ("validation", "test") for item in found.get(role, [])}
+    groups = {item.group: role for role in ("validation", "test") for item in found.get(role, []) if item.group}
     rows = []
     for item in found["data"]:
         if item.key in held:
             dropped.add(f"also in the {held[item.key]} file, so not learned", item.place)
+        elif item.group in groups:
+            dropped.add(f"of a group that is also in the {groups[item.group]} file, so not learned", item.place)
         else:
             rows.append(item)
     if "validation" in found and "test" in found:
@@ -175,21 +181,21 @@ def part(
         raise UserError("every row of data= is also in the validation or test file", "give other rows to learn from")
     labels = None
     if rows[0].label is not None:
-        rows = without_rare(rows, options.rare_labels, dropped)
+        rows = without_rare(rows, options.rare_labels, 1 + sum(share > 0 for share in shares.values()), dropped)
         labels = [str(item.label) for item in rows]
         if not rows:
-            raise UserError("every label has fewer than 3 distinct rows", "is label= the right column?")
+            raise UserError("every label has too few distinct rows", "is label= the right column?")
     chosen = split(components(rows), seed=experiment.training.seed, labels=labels, **shares)
     parts = {name: [rows[place] for place in getattr(chosen, name)] for name in PARTS}
     return parts | {name: found[name] for name in ("validation", "test") if name in found}
 
 
-def without_rare(rows: list[Item], policy: str, dropped: Account) -> list[Item]:
+def without_rare(rows: list[Item], policy: str, least: int, dropped: Account) -> list[Item]:
     """Rows whose class has enough distinct ones to be learned, chosen by and measured; the others are an error, or counted."""
     keys: dict[str, set[str]] = {}
     for item in rows:
         keys.setdefault(str(item.label), set()).add(item.key)
-    rare = {label: len(found) for label, found in keys.items() if len(found) < RARE}
+    rare = {label: len(found) for label, found in keys.items() if len(found) < least}
     if len(keys) > 20 and len(keys) > len(rows) / 2:
         raise UserError(
             f"{len(keys)} different labels in {len(rows)} rows: this looks like numbers or free text, not classes",
@@ -199,13 +205,13 @@ def without_rare(rows: list[Item], policy: str, dropped: Account) -> list[Item]:
         label, count = min(rare.items(), key=lambda pair: (pair[1], pair[0]))
         places = ", ".join(item.place for item in rows if item.label == label)
         raise UserError(
-            f"label {label!r} has {count} distinct row{'s' * (count != 1)} ({places}), expected at least {RARE}: "
-            f"one to learn from, one to choose by, one to measure with ({len(rare)} such labels of {len(keys)})",
+            f"label {label!r} has {count} distinct row{'s' * (count != 1)} ({places}), expected at least {least}: "
+            f"one for each part it is split into ({len(rare)} such labels of {len(keys)})",
             "add rows, merge the label with another, or set rare_labels=drop",
         )
     for item in rows:
         if item.label in rare:
-            dropped.add(f"its label has fewer than {RARE} distinct rows", item.place)
+            dropped.add(f"its label has fewer than {least} distinct rows", item.place)
     return [item for item in rows if item.label not in rare]
 
 
@@ -375,6 +381,10 @@ def describe(
             notes.append(
                 f"{len(unclear)} texts stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
             )
+    texts = [item.text for item in parts["train"]]
+    for test, what in ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML")):
+        if (found := share(texts, test)) >= 0.01:
+            notes.append(f"{found:.0%} of the training rows contain {what}")
     smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
     if smuggled:
         notes.append(

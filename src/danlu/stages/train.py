@@ -4,52 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from danlu.core import checkpoint, device
+from danlu.core.cache import flush, sha256
 from danlu.core.config import Setting
-from danlu.core.errors import UserError
-from danlu.core.run import Run, create, delete, fresh_name, is_run, write_text
-from danlu.core.track import Tracker, read_lines
-from danlu.core.types import Documents, Learner
-from danlu.data.loader import Loader
+from danlu.core.errors import Interrupted, UserError
+from danlu.core.run import Run, create, fresh_name, is_run, write_text
+from danlu.core.track import Tracker
 from danlu.data.source import read
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, preflight, report
-from danlu.stages.load import open_weights, seal
+from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
+from danlu.stages.load import seal
 from danlu.stages.prepare import Prepared, dump_items, lineage, number, prepare
 from danlu.surgery import adapter
-from danlu.surgery.freeze import cast_frozen, freeze
-from danlu.tasks.language import Language
-from danlu.tasks.supervised import Classification
 from danlu.training import hooks, optimizer
-from danlu.training.fit import State, fit
+from danlu.training.fit import fit
 
 
 Say = Callable[[str], None]
-CHANGEABLE = {"steps", "epochs", "hours", "patience"}
-"""What may differ when a run goes on: how long it trains, never how."""
-
-
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """How a disk says that it takes no more."""
-
-
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """Training was asked to stop; its checkpoint is on the disk."""
 
 
 def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
@@ -63,14 +52,13 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
     """
     out = asked.extra.get("out")
     path = Path(out) if out else fresh_name(asked.recipe, str(asked.experiment.model.model))
-    if is_run(path) and not cut_off(Run(path)):
+    if is_run(path):
         return go_on(Run(path), asked, say, data)
     prepared = prepare(asked, data, say)
     preflight.show(prepared, say)
-    if is_run(path):
-        delete(Run(path))
     run = create(
         path,
+        fill=lambda building: begin(building, prepared, data),
         danlu=preflight.version(),
         recipe=asked.recipe,
         task=prepared.experiment.task.task,
@@ -80,13 +68,8 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         torch=torch.__version__,
     )
     with run.lock(), failing(run, new=True):
-        train(run, begin(run, prepared, data), say)
+        train(run, with_kept_rows(run, prepared) if data is not None else prepared, say)
     return run
-
-
-def cut_off(run: Run) -> bool:
-    """Whether a process was killed between making the directory and writing down what it is for: nothing is lost in it."""
-    return not run.has("experiment.json") and not run.locked()
 
 
 @contextlib.contextmanager
@@ -112,30 +95,29 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
         raise
 
 
-def begin(run: Run, prepared: Prepared, data: Any) -> Prepared:
+KEPT = "rows handed over in Python, kept with the run"
+
+
+def begin(run: Run, prepared: Prepared, data: Any) -> None:
     """Everything a later resume or evaluation needs, before the first step."""
     folder = run.path / "data"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     for name in ("validation", "test"):
         write_text(folder / f"{name}.jsonl", dump_items(prepared.items[name]))
-    if data is not None:  # rows from Python: kept with the run, so that it can be resumed
-        rows = [line_of(row.number, row.values) for row in prepared.sources["data"].rows]
-        write_text(folder / "data.jsonl", "".join(rows))
-        kept = Setting(str(folder / "data.jsonl"), "rows handed over in Python, kept with the run")
-        prepared = replace(prepared, settings=prepared.settings | {"data": kept})
+    if data is not None:
+        rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in prepared.sources["data"].rows)
+        write_text(folder / "data.jsonl", "".join(f"{row}\n" for row in rows))
+        run.update(kept_rows_sha256=sha256(folder / "data.jsonl"))
     run.write("data.json", prepared.findings)
     write_settings(run, prepared)
+
+
+def with_kept_rows(run: Run, prepared: Prepared) -> Prepared:
+    """The experiment with `data=` naming the rows that lie in the run, wherever the run lies now."""
+    kept = Setting(str(run.path / "data" / "data.jsonl"), KEPT)
+    prepared = replace(prepared, settings=prepared.settings | {"data": kept})
+    write_settings(run, prepared)
     return prepared
-
-
-def line_of(place: int, values: dict[str, Any]) -> str:
-    """One row from Python as a line of JSONL."""
-    import json
-
-    try:
-        return json.dumps(values, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        raise UserError(f"row {place}: {error}", "hand over text, numbers, lists and mappings") from None
 
 
 def write_settings(run: Run, prepared: Prepared) -> None:
@@ -153,13 +135,9 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
         UserError: the experiment differs in more than its length, or its data has changed.
     """
     with run.lock():
-        written = run.read("experiment.json") if run.has("experiment.json") else None
-        if written is None:
-            raise UserError(
-                f"{run.path} was cut off before it began", f"delete it (`danlu runs delete {run.path}`) and start again"
-            )
+        written, facts = run.read("experiment.json"), run.read("run.json")
         longer = asked is not None and longer_than(run, written, asked)
-        old = {entry["role"]: entry["sha256"] for entry in run.read("run.json")["lineage"]["data"]}
+        old = {entry["role"]: entry["sha256"] for entry in facts["lineage"]["data"]}
         if data is not None and asked is not None:
             options = asked.experiment.data
             handed = read(data, bad_rows=options.bad_rows, max_rows=options.max_rows)
@@ -167,55 +145,49 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
                 raise UserError(
                     f"{run.path} began with other rows than the {handed.total} handed over now", "give another out="
                 )
-        if run.read("run.json")["status"] == "finished" and not longer:
+        if facts["status"] == "finished" and not longer:
             say(f"{run.path} is finished; nothing to do (`danlu evaluate`, `danlu chat`, `danlu predict` use it)")
             return run
         used = {key: Setting(entry["value"], entry["origin"]) for key, entry in written["used"].items()}
+        if "kept_rows_sha256" in facts:
+            used["data"] = Setting(str(run.path / "data" / "data.jsonl"), KEPT)
+            old["data"] = facts["kept_rows_sha256"]
         if longer and asked is not None:
-            for key in CHANGEABLE:
-                if key in asked.settings:
-                    used[key] = asked.settings[key]
-            if "epochs" in asked.settings and "steps" not in asked.settings:
-                used.pop("steps")
-        whole = Asked(written["recipe"], used)
-        prepared = prepare(whole, say=say)
+            used["steps"] = asked.settings["steps"]
+        again = {key: Setting(value, used[key].origin) for key, value in written["asked"].items()}
+        prepared = prepare(Asked(written["recipe"], used), say=say)
         for role, source in prepared.sources.items():
-            if role in old and source.sha256 != old[role] and "kept with the run" not in used["data"].origin:
+            if role in old and source.sha256 != old[role]:
                 raise UserError(
                     f"{source.name} has changed since the run began (SHA-256 {source.sha256[:12]}…, was {old[role][:12]}…)",
                     "restore the file, or start a new run with another out=",
                 )
-        if prepared.base.sha256 != run.read("run.json")["lineage"]["model"]["sha256"]:
+        if prepared.base.sha256 != facts["lineage"]["model"]["sha256"]:
             raise UserError(
                 f"{prepared.base.name} is not the model the run began with", "restore it, or start a new run"
             )
-        prepared = replace(prepared, asked=Asked(written["recipe"], asked.settings) if longer and asked else whole)
+        prepared = replace(prepared, asked=asked if longer and asked else Asked(written["recipe"], again))
         if longer:
             write_settings(run, prepared)
         run.update(status="running")
         with failing(run):
-            train(run, prepared, say)
+            train(run, prepared, say, longer)
     return run
 
 
 def longer_than(run: Run, written: dict[str, Any], asked: Asked) -> bool:
-    """Whether the asked experiment is the written one with a later end; False when they are equal."""
+    """Whether the asked experiment is the written one with more steps; False when they are equal."""
     old, new = written["asked"], asked.values()
     if written["recipe"] != asked.recipe:
         raise UserError(f"{run.path} is a run of {written['recipe']}, not of {asked.recipe}", "give another out=")
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if not differing:
         return False
-    changed = [key for key in differing if key not in CHANGEABLE]
-    now = written["used"]["steps"]["value"] or 0
-    shorter = "steps" in differing and (new.get("steps") or 0) < now
-    for key in ("epochs", "hours"):
-        shorter |= key in differing and key in old and (new.get(key) or 0) < old[key]
-    if changed or shorter:
+    if differing != ["steps"] or (new.get("steps") or 0) <= (written["used"]["steps"]["value"] or 0):
         listed = "; ".join(f"{key}: was {old.get(key, 'not set')}, now {new.get(key, 'not set')}" for key in differing)
         raise UserError(
             f"{run.path} is a run of another experiment: {listed}",
-            "give another out=, or the settings it has (steps, epochs and hours may rise)",
+            "give another out=, or the settings it has; only steps may rise",
         )
     return True
 
@@ -223,95 +195,29 @@ def longer_than(run: Run, written: dict[str, Any], asked: Asked) -> bool:
 # --------------------------------------------------------------------------------------------------------------- train
 
 
-@dataclass
-class Trainable:
-    """A network with what is trained in it."""
+def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
+    """From the newest checkpoint, or from the start, to the finished run.
 
-    model: Any
-    task: Any
-    state: State
-
-
-def build(prepared: Prepared, say: Say) -> Trainable:
-    """The network, its optimizer and its task, all from the experiment."""
-    experiment = prepared.experiment
-    options = experiment.training
-    torch.set_num_threads(number(options.threads))
-    model = open_weights(
-        prepared.weights,
-        experiment.task.task,
-        prepared.labels or None,
-        dropout=experiment.model.dropout,
-        seed=options.seed,
-        say=say,
-    )
-    precision: torch.dtype = getattr(torch, str(options.precision))
-    if experiment.model.method == "lora":
-        adapter.add_lora(model, experiment.model, options.seed)
-    freeze(model, experiment.model.freeze)
-    if experiment.model.method == "lora" and precision != torch.float32:
-        cast_frozen(model, precision)
-    trained = {adapter.plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    steps = number(options.steps) if options.steps else 1
-    learner = Learner(
-        parameters=trained,
-        optimizer=optimizer.optimizer(trained, options, float(options.learning_rate or 0)),
-        schedule=optimizer.schedule(options.schedule, steps, options.warmup),
-        clip=options.clip or None,
-    )
-    smoothing = experiment.task.label_smoothing
-    task: Any
-    if prepared.labels:
-        task = Classification(model, learner, class_weights(prepared), smoothing)
-    else:
-        task = Language(model, learner, smoothing)
-    loader = Loader(prepared.rows["train"], number(options.batch_size), options.micro_batch_tokens, options.seed)
-    return Trainable(model, task, State(task, loader, seed=options.seed, precision=precision))
-
-
-def class_weights(prepared: Prepared) -> torch.Tensor | None:
-    """`balanced`: rows / (classes * rows of the class), so that every class weighs the same (King and Zeng 2001)."""
-    if prepared.experiment.task.class_weights == "none":
-        return None
-    counts = np.bincount(prepared.rows["train"].targets, minlength=len(prepared.labels))
-    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
-    """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing."""
-    rows, options = prepared.rows["train"], prepared.experiment.training
-    sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(512, options.micro_batch_tokens))
-    parameters = list(built.task.learner.parameters.values())
-    seconds = math.inf
-    state = torch.get_rng_state()
-    built.model.train()
-    batch = sample[len(sample) // 2]
-    for _ in range(2):  # the first pass also warms up; the machine may be busy with something else in either
-        start = time.perf_counter()
-        with torch.autocast(
-            parameters[0].device.type, built.state.precision, enabled=built.state.precision != torch.float32
-        ):
-            losses = built.task.losses(batch, "model")
-        torch.autograd.grad(sum(loss.sum() for loss in losses.values()), parameters, allow_unused=True)
-        seconds = min(seconds, time.perf_counter() - start)
-    torch.set_rng_state(state)
-    rate = len(batch.ids) / seconds
-    trained = sum(parameter.numel() for parameter in parameters)
-    share = min(options.micro_batch_tokens, len(rows.ids) / prepared.steps_per_epoch) / len(batch.ids)
-    activations = max(0, device.peak_memory_bytes() - device.resident_memory_bytes()) * max(1.0, share)
-    per_step = len(rows.ids) / prepared.steps_per_epoch / rate
-    return {
-        "tokens_per_second": rate,
-        "seconds_per_step": per_step,
-        "trained_parameters": float(trained),
-        "memory_bytes": device.resident_memory_bytes() + activations + 12.0 * trained,
-    }
-
-
-def train(run: Run, prepared: Prepared, say: Say) -> None:
-    """From the newest checkpoint, or from the start, to the finished run."""
-    started = time.perf_counter()
+    longer: a run that had ended goes on, whatever it ended for.
+    """
     built = build(prepared, say)
+    prepared = announce(run, prepared, built, say)
+    state, best, clock = built.state, hooks.Best(), Clock()
+    found, complaints = checkpoint.newest(run.checkpoints)
+    for complaint in complaints:
+        say(complaint)
+    offsets: dict[str, int] = {}
+    if found is not None:
+        content = hooks.restore(state, found)
+        best, offsets, clock.before = hooks.Best(**content["best"]), content["offsets"], content["seconds"]
+        state.stop = None if longer else content["stop"]
+        say(f"going on from step {state.step} of {prepared.experiment.training.steps}")
+    update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock)
+    conclude(run, prepared, built, best, clock, say)
+
+
+def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepared:
+    """Say what training will cost; with `hours=` alone that also decides the steps."""
     expected = trial(built, prepared)
     options = prepared.experiment.training
     if options.steps is None:
@@ -319,46 +225,44 @@ def train(run: Run, prepared: Prepared, say: Say) -> None:
         reason = f"derived: {options.hours:g} hours at {expected['seconds_per_step']:.2f} seconds a step"
         prepared = with_steps(prepared, Setting(steps, reason))
         write_settings(run, prepared)
-        options = prepared.experiment.training
         built.task.learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup)
-    until = number(options.steps)
-    run.write(
-        "data.json",
-        {**run.read("data.json"), "expected": {**expected, "seconds": expected["seconds_per_step"] * until}},
-    )
-    say(preflight.expectation(expected, until))
-    state, best = built.state, hooks.Best()
-    found, complaints = checkpoint.newest(run.checkpoints)
-    for complaint in complaints:
-        say(complaint)
-    offsets, before = {}, 0.0
-    if found is not None:
-        content = hooks.restore(state, found)
-        best, offsets = hooks.Best(**content["best"]), content["offsets"]
-        state.stop = content["stop"] if until == content["until"] else None
-        before = sum(line["seconds"] for line in read_lines(run.path / "timings.jsonl") if line["step"] <= state.step)
-        say(f"going on from step {state.step} of {until}")
-    tracker = Tracker(run.path, offsets, state.step)
-    progress = hooks.Progress(until)
-    interrupt = hooks.Interrupt()
-    every = number(options.validate_every)
-    save = hooks.Save(run.checkpoints, every, until, tracker, best)
+    until = number(prepared.experiment.training.steps)
+    seconds = expected["seconds_per_step"] * until
+    run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
+    for line in preflight.expectation(expected, until):
+        say(line)
+    return prepared
+
+
+@dataclass
+class Clock:
+    """Seconds of the whole run: those before a resume, and those since."""
+
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def __call__(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+
+def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tracker: Tracker, clock: Clock) -> None:
+    """All the steps there still are, with everything that happens around them.
+
+    Raises:
+        Interrupted: a signal asked to stop; a checkpoint has been taken.
+    """
+    options, state = prepared.experiment.training, built.state
+    until, every = number(options.steps), number(options.validate_every)
+    progress, interrupt = hooks.Progress(until), hooks.Interrupt()
+    batches = validation(prepared)
     chain: list[Any] = [
         hooks.Record(tracker, prepared.steps_per_epoch),
-        *([hooks.Limit(options.hours * 3600, before)] if options.hours else []),
+        *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
         interrupt,
         hooks.Validate(
-            built.model,
-            built.task.measures,
-            validation(prepared),
-            every,
-            until,
-            options.patience,
-            tracker,
-            best,
-            progress.say,
+            built.model, built.task.measures, batches, every, until, options.patience, tracker, best, progress.say
         ),
-        save,
+        hooks.Save(run.checkpoints, every, until, tracker, best, clock),
         progress,
     ]
     try:
@@ -369,42 +273,28 @@ def train(run: Run, prepared: Prepared, say: Say) -> None:
     if state.stop and state.stop.startswith("interrupted"):
         run.update(status="interrupted")
         raise Interrupted(f"stopped after step {state.step} of {until}; go on with: danlu resume {run.path}")
-    stopped = state.stop or f"all {until} steps"
+
+
+def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, clock: Clock, say: Say) -> None:
+    """The best weights become the final model, which is measured as it lies on the disk, and the page is written."""
+    state = built.state
+    stopped = state.stop or f"all {state.step} steps"
     if state.stop:
         say(state.stop)
     if best.step is not None and best.step != state.step:
         say(f"the best weights are those of step {best.step} (validation loss {best.loss:.4f})")
-        hooks.restore_weights(state, checkpoint.Checkpoint(run.checkpoints / f"step-{best.step:08d}", best.step))
+        place = run.checkpoints / f"step-{best.step:08d}"
+        if wrong := checkpoint.verify(place):
+            raise UserError(f"{place}, which holds the best weights: {wrong}", "restore it from a copy of the run")
+        hooks.restore_weights(state, checkpoint.Checkpoint(place, best.step))
     save_final(run, prepared, built)
-    del built, state, chain, save  # the test is made with the model on the disk: what is measured is what is served
-    finish(run, prepared, say)
-    seconds = before + time.perf_counter() - started
-    run.update(
-        status="finished", seconds=round(seconds, 1), peak_memory_bytes=device.peak_memory_bytes(), stopped=stopped
-    )
-    page = report.write(run.path)
-    say(f"report: {page}")
-
-
-def with_steps(prepared: Prepared, setting: Setting) -> Prepared:
-    """The number of steps, once it is known."""
-    training = replace(prepared.experiment.training, steps=setting.value)
-    return replace(
-        prepared,
-        experiment=replace(prepared.experiment, training=training),
-        settings=prepared.settings | {"steps": setting},
-    )
-
-
-def validation(prepared: Prepared) -> list[Documents]:
-    """The validation rows looked at, evenly spread, in micro-batches."""
-    rows = prepared.rows["validation"]
-    if not len(rows):
-        return []
-    options = prepared.experiment.training
-    count = min(len(rows), number(options.validation_rows))
-    chosen = sorted({int(place) for place in np.linspace(0, len(rows) - 1, count)})
-    return rows.batches(chosen, options.micro_batch_tokens)
+    if prepared.items["test"]:
+        evaluate.at_the_end(run, prepared, say)
+    else:
+        say("no test rows: nothing is measured (test_share=0 and no test=)")
+    memory = device.peak_memory_bytes()
+    run.update(status="finished", seconds=round(clock(), 1), peak_memory_bytes=memory, stopped=stopped)
+    say(f"report: {report.write(run.path)}")
 
 
 @contextlib.contextmanager
@@ -431,25 +321,27 @@ def listening(interrupt: hooks.Interrupt) -> Iterator[None]:
 
 def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
     """The final model in the Hugging Face layout: an adapter naming its base, or whole weights; all or nothing."""
+    for left in run.path.glob(".model-*"):  # of a process that was killed here
+        shutil.rmtree(left)
     building = run.path / f".model-{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
         prepared.tokenizer.save(building)
         lora = prepared.experiment.model.method == "lora"
         if lora and prepared.weights.adapter is None:
-            adapter.save(built.model, building, prepared.weights.origin)
+            adapter.save(built.model, building, prepared.weights.base)
         elif lora:  # an adapter on merged weights: whole again, in float32
-            whole = build(replace(prepared, experiment=in_float32(prepared)), lambda _: None)
+            whole = build(in_float32(prepared), lambda _: None)
             with torch.no_grad():
                 for name, parameter in whole.task.learner.parameters.items():
                     parameter.copy_(built.task.learner.parameters[name])
             pretrained.save(adapter.merge(whole.model), building)
         else:
             pretrained.save(built.model, building)
-        for name in ("generation_config.json",):
-            if (prepared.weights.folder / name).is_file():
-                shutil.copyfile(prepared.weights.folder / name, building / name)
+        settings = prepared.weights.folder / "generation_config.json"
+        if settings.is_file():
+            shutil.copyfile(settings, building / settings.name)
+        flush(building)
         shutil.rmtree(run.model, ignore_errors=True)
         building.rename(run.model)
     except (OSError, SafetensorError) as error:
@@ -458,16 +350,3 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
             f"{run.model} could not be written ({error})", f"make room, then: danlu resume {run.path}"
         ) from error
     seal(run)
-
-
-def in_float32(prepared: Prepared) -> Any:
-    """The experiment with exact products, for merging."""
-    return replace(prepared.experiment, training=replace(prepared.experiment.training, precision="float32"))
-
-
-def finish(run: Run, prepared: Prepared, say: Say) -> None:
-    """The test rows, read once; before and after."""
-    if not prepared.items["test"]:
-        say("no test rows: nothing is measured (test_share=0 and no test=)")
-        return
-    evaluate.at_the_end(run, prepared, say)

@@ -13,7 +13,7 @@ import torch
 from danlu.core.errors import UserError
 from danlu.models.options import ModelOptions
 from danlu.models.pretrained import read_json
-from danlu.surgery.freeze import matches
+from danlu.surgery.freeze import head_of, matches
 
 
 PREFIX = "base_model.model."
@@ -128,7 +128,7 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
         for name, p in model.named_parameters()
         if p.requires_grad or "lora_" in name or (classifier and matches(name, "head"))
     }
-    heads = sorted({name.split(".")[0] for name in kept if "lora_" not in name})
+    heads = sorted({str(head_of(name)) for name in kept if "lora_" not in name})
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in kept.items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})  # two entries would come in any order
@@ -159,11 +159,15 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     from safetensors.torch import load_file
 
     config = read_json(folder / CONFIG)
+    if missing := [key for key in ("peft_type", "r", "lora_alpha", "target_modules") if key not in config]:
+        raise UserError(f"{folder / CONFIG} has no {missing[0]!r}", "copy the adapter again, as a whole")
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{folder}: adapter of type {config.get('peft_type')!r}, expected LORA", "merge it with PEFT first"
         )
     beyond = [key for key in BEYOND if config.get(key)]
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        beyond.append("init_lora_weights")  # pissa, olora and the like change the base weights themselves
     if beyond or not isinstance(config["target_modules"], list):
         raise UserError(
             f"{folder}/adapter_config.json: {(beyond or ['target_modules'])[0]}: this kind of LoRA would be computed otherwise here",
@@ -178,7 +182,7 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     add_lora(model, options, seed=0)
     names = {PREFIX + plain_name(name): p for name, p in model.named_parameters() if "lora_" in name}
     heads = config.get("modules_to_save") or []
-    names |= {PREFIX + name: p for name, p in model.named_parameters() if name.split(".")[0] in heads}
+    names |= {PREFIX + name: p for name, p in model.named_parameters() if head_of(name) in heads}
     tensors = load_file(folder / "adapter_model.safetensors")
     wrong = set(names) ^ set(tensors) or {n for n in names if names[n].shape != tensors[n].shape}
     if wrong:

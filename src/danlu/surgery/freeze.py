@@ -12,10 +12,16 @@ from danlu.core.errors import UserError
 
 GROUPS = {
     "embeddings": re.compile(r"(^|\.)(embed_tokens|embeddings)\."),
-    "head": re.compile(r"(^|\.)(lm_head|classifier|score)\."),
+    "head": re.compile(r"(^|\.)(lm_head|classifier|score|pooler|pre_classifier|classification_head)\."),
     "norms": re.compile(r"(norm|LayerNorm)[^.]*\.(weight|bias)$"),
 }
 LAYERS = re.compile(r"layers?\.(\d+)(?:-(\d+))?")
+
+
+def head_of(name: str) -> str | None:
+    """The module of the head that a parameter belongs to: `bert.pooler.dense.weight` -> `pooler`; None below the head."""
+    found = GROUPS["head"].search(name)
+    return found[2] if found else None
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,9 +97,11 @@ class Conversations:
             except UserError as error:
                 refuse(error, row, self.bad_rows, account)
                 continue
-            text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+            text = "\n".join(f"{message['role']}: {message['content'] or ''}" for message in messages)
             group = None if self.group is None else str(cell(row, self.group))
-            found.append(Item(row.number, row.place, normal_form(text), text, {"messages": messages}, group=group))
+            found.append(
+                Item(row.number, row.place, normal_form(said_in(messages)), text, {"messages": messages}, group=group)
+            )
         return found, account
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
@@ -185,12 +188,24 @@ class LabelledTexts:
             if len(encoded) > max_tokens:
                 if not keep_long(item, len(encoded), max_tokens, too_long, account, cut):
                     continue
-                ending = encoded[-1:] if tokenizer.encode("", special=True)[-1:] == encoded[-1:] else []
-                encoded = encoded[: max_tokens - len(ending)] + ending
+                encoded = cut_to(encoded, max_tokens, tokenizer)
             ids.append(encoded)
             labels.append(number_of[str(item.label)])
             numbers.append(item.number)
         return Encoded(Rows.with_labels(ids, labels, numbers), account, tokens, unknown, longest, dict(cut))
+
+
+def said_in(messages: Sequence[dict[str, Any]]) -> str:
+    """Everything a conversation says, tool calls included, to tell whether two are the same."""
+    return json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def cut_to(ids: list[int], limit: int, tokenizer: Tokenizer) -> list[int]:
+    """The first `limit` tokens of a text; the token that ends every text (BERT's [SEP]) stays its end."""
+    if len(ids) <= limit:
+        return ids
+    ending = ids[-1:] if tokenizer.encode("", special=True)[-1:] == ids[-1:] else []
+    return ids[: limit - len(ending)] + ending
 
 
 def refuse(error: UserError, row: Row | Item, bad_rows: str, account: Account) -> None:

@@ -143,7 +143,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
         learner.optimizer.zero_grad(set_to_none=True)
         rows = total(broken) or total([{str(row): 1.0 for row in batch.rows} for batch in window])
         raise UserError(
-            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {', '.join(sorted(rows, key=int))}); the weights are those of step {state.step}",
+            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {', '.join(sorted(rows, key=int))}); its weights are those of step {state.step}",
             "lower learning_rate, or look at those rows",
         )
     if learner.clip:

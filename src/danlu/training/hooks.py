@@ -44,7 +44,7 @@ def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     optimizer, average = saved.tensors("optimizer"), saved.tensors("average")
     for name, learner in state.task.learners().items():
         load_state_tensors(learner, under(optimizer, name))
-        learner.average = under(average, name)
+        learner.average = {key: value.to(learner.parameters[key].device) for key, value in under(average, name).items()}
     state.task.load_state_dict(saved.tensors("task"))
     torch.set_rng_state(saved.tensors("random")["torch"])
     state.step, state.position = content["step"], content["position"]
@@ -166,6 +166,12 @@ class Validate:
             )
 
 
+def best_step(saved: Checkpoint) -> int | None:
+    """The step whose weights were the best when this checkpoint was taken."""
+    step: int | None = saved.state()["best"]["step"]
+    return step
+
+
 @dataclass
 class Save:
     """A verified checkpoint every `every` steps, at the last one, and whenever training stops early."""
@@ -175,6 +181,7 @@ class Save:
     until: int
     tracker: Tracker
     best: Best
+    elapsed: Callable[[], float]
 
     def __call__(self, state: State, step: Step) -> None:
         if state.step % self.every == 0 or state.step == self.until or state.stop is not None:
@@ -183,9 +190,14 @@ class Save:
     def now(self, state: State) -> None:
         tensors, content = snapshot(state)
         stop = None if (state.stop or "").startswith("interrupted") else state.stop
-        content |= {"best": asdict(self.best), "offsets": self.tracker.offsets(), "stop": stop, "until": self.until}
+        content |= {
+            "best": asdict(self.best),
+            "offsets": self.tracker.offsets(),
+            "stop": stop,
+            "seconds": self.elapsed(),
+        }
         checkpoint.save(self.folder, state.step, tensors, content)
-        checkpoint.rotate(self.folder, protect=self.best.step)
+        checkpoint.rotate(self.folder, needs=best_step)
 
 
 @dataclass
@@ -236,14 +248,13 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Limit:
-    """Stops at the first update past so many seconds of training, those before a resume included."""
+    """Stops at the first update past so many seconds of the clock, those before a resume included."""
 
     seconds: float
-    before: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    elapsed: Callable[[], float]
 
     def __call__(self, state: State, step: Step) -> None:
-        if self.before + time.perf_counter() - self.started >= self.seconds and state.stop is None:
+        if self.elapsed() >= self.seconds and state.stop is None:
             state.stop = f"time limit: {clock(self.seconds)} are over"
 
 

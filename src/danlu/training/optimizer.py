@@ -72,13 +72,21 @@ def schedule(kind: str, steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def state_tensors(learner: Learner) -> dict[str, torch.Tensor]:
-    """What the learner's optimizer remembers as named tensors, `weight name|exp_avg`, for a checkpoint."""
-    return {
-        f"{name}|{key}": value
-        for name, parameter in learner.parameters.items()
-        for key, value in learner.optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
+    """What the learner's optimizer remembers as named tensors, `weight name|exp_avg`, for a checkpoint.
+
+    Raises:
+        UserError: it remembers something else than tensors, which would be lost.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in learner.parameters.items():
+        for key, value in learner.optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"{type(learner.optimizer).__name__} remembers {key!r} as {type(value).__name__}, which a checkpoint cannot hold",
+                    "use an optimizer that keeps its memory in tensors, such as torch's own",
+                )
+            found[f"{name}|{key}"] = value
+    return found
 
 
 def load_state_tensors(learner: Learner, tensors: Mapping[str, torch.Tensor]) -> None:
