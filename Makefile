@@ -33,7 +33,7 @@ demo: $(READY) ## fine-tune a real model on the bundled sample and ask it before
 	$(BIN)/danlu finetune examples/demo.yaml out=runs/demo
 
 test: $(READY) ## run the tests (ARGS="-k resume" chooses)
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -n auto --maxprocesses 4 $(ARGS)
 
 check: $(READY) ## linter, formatter, types, import contracts
 	$(BIN)/ruff check

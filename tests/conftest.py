@@ -9,6 +9,7 @@ import pytest
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at once
 
 
 @pytest.fixture(scope="session", autouse=True)

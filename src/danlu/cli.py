@@ -80,12 +80,11 @@ def finetune(call: Call) -> None:
 def finished(call: Call, run: Any) -> None:
     from danlu.stages.inspect import one_run
 
-    call.output(
-        one_run(run),
-        lambda found: (
-            f"run: {found['run']}  (try it: danlu {'chat' if found['task'] == 'chat' else 'predict'} {found['run']})"
-        ),
-    )
+    def next_step(found: dict[str, Any]) -> str:
+        way = f"danlu chat {found['run']}" if found["task"] == "chat" else f"danlu predict {found['run']} 'a text'"
+        return f"run: {found['run']}  (try it: {way})"
+
+    call.output(one_run(run), next_step)
 
 
 def preflight(call: Call) -> None:
@@ -99,7 +98,11 @@ def preflight(call: Call) -> None:
 def resume(call: Call) -> None:
     from danlu.stages.train import go_on
 
-    call.take()
+    if call.settings:
+        raise UserError(
+            f"resume takes no settings, found {' '.join(call.settings)}",
+            "a run goes on as it began; to train longer, give the finetune command again with more steps= and its out=",
+        )
     run = call.run("danlu resume RUN")
     finished(call, go_on(run, None, print))
 

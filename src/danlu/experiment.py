@@ -94,11 +94,6 @@ def ask(
     for key in extra:
         if key in settings:
             kept[key] = settings.pop(key).value
-    if "steps" in settings and "epochs" in settings:
-        raise UserError(
-            f"steps ({settings['steps'].origin}) and epochs ({settings['epochs'].origin}) both say how long to train",
-            "give one",
-        )
     asked = Asked(recipe, settings, kept)
     _ = asked.experiment  # every key and type is checked here
     return asked
@@ -124,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = loader.construct_object(key_node)
+            key = str(loader.construct_object(key_node))
             if key in seen:
                 raise UserError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice", "keep one of them")
             seen.add(key)

@@ -92,6 +92,20 @@ def test_the_doctor_names_what_is_missing(found: Machine) -> None:
     assert doctor(found)["derived"]["precision"]["value"] == pick_precision(found)[0]
 
 
+def test_the_doctor_says_in_words_what_can_be_trained(found: Machine) -> None:
+    plain = replace(found, gpus=(), amx=False, bf16=False, memory_available=24_600_000_000)
+    said = doctor(plain)
+    assert said["can_train"] == {
+        "full": "models up to 1.1 B parameters in 25 GB free",
+        "lora": "models up to 4.6 B parameters in 25 GB free",
+    }
+    assert said["can_train_parameters"] == trainable_parameters(24_600_000_000)
+    assert said["machine"]["gpus"] == "none"
+    carded = doctor(replace(plain, gpus=(GPU("A card", 8_000_000_000, False),)))
+    assert carded["can_train"]["full"] == "models up to 375 M parameters in 8 GB of GPU memory"
+    assert carded["machine"]["gpus"] == [{"name": "A card", "memory_bytes": 8_000_000_000}]
+
+
 @pytest.mark.parametrize("place", ["DANLU_CACHE", "XDG_CACHE_HOME", "HOME"])
 def test_the_cache_is_where_the_environment_says(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DANLU_CACHE", raising=False)

@@ -161,7 +161,7 @@ def test_text_that_is_too_long_is_cut_and_said_or_dropped_or_refused(refused, da
 def test_models_that_are_not_there_or_do_not_fit(refused, chat_file, text_file, sorter, chatter, tmp_path):
     words = ["finetune", "chat", f"data={chat_file}", *QUICK, "out=out"]
     assert "did you mean 'smollm2-135m'" in refused(*words, "model=smollm-135m")
-    assert "has no chat template" in refused(*words, f"model={sorter}")
+    assert "is an encoder" in refused(*words, f"model={sorter}")
     assert "no config.json" in refused(*words, f"model={tmp_path}") or True
     assert "'nothere' matches no weight of this model" in refused(*words, f"model={chatter}", "freeze=nothere")
     assert "leaves nothing to train" in refused(

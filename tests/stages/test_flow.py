@@ -298,10 +298,11 @@ def test_the_same_command_again(danlu, sorter, text_file, text_run):
     changed = danlu(*words, "learning_rate=0.5", "seed=3")
     assert changed.code == 2
     assert "learning_rate: was not set, now 0.5; seed: was not set, now 3" in changed.err
-    shorter = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=0.5")
-    assert shorter.code == 2 and "epochs: was 1.0, now 0.5" in shorter.err
+    other = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=2")
+    assert other.code == 2 and "epochs: was 1.0, now 2.0" in other.err and "only steps may rise" in other.err
+    assert danlu(*words, "steps=4").code == 2  # fewer than the 8 it has made
     before = len(read_lines(run / "metrics.jsonl"))
-    longer = danlu(*[word for word in words if not word.startswith("epochs=")], "epochs=2")
+    longer = danlu(*words, "steps=16")
     assert longer.code == 0, longer.err
     assert "going on from step 8 of 16" in longer.out
     assert len(read_lines(run / "metrics.jsonl")) > before

@@ -131,16 +131,23 @@ def test_a_broken_checkpoint_is_passed_by(text_run, danlu, tmp_path, sorter, tex
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
-def test_a_run_cut_off_before_it_began_starts_again(danlu, sorter, text_file, tmp_path):
-    run = tmp_path / "early"
-    run.mkdir()
-    (run / "run.json").write_text(
-        '{"format": 1, "name": "early", "status": "running", "created": "2026-01-01T00:00:00"}'
-    )
-    alone = danlu("resume", "early")
-    assert alone.code == 2 and "was cut off before it began" in alone.err
-    assert danlu("runs", "list").code == 0
+def test_a_kill_before_the_first_step_leaves_nothing_in_the_way(danlu, sorter, text_file, tmp_path):
+    """A run directory is written beside its place and renamed; what a killed process left there is nobody's run."""
+    left = tmp_path / ".early.building-1"
+    left.mkdir()
+    (left / "run.json").write_text("{")
     assert danlu(*texts(sorter, text_file), "out=early").code == 0
+    assert danlu("runs", "list").code == 0
+
+
+def test_a_directory_of_someone_else_is_left_alone(danlu, sorter, text_file, tmp_path):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("precious")
+    (thesis / "run.json").write_text("{}")
+    refused = danlu(*texts(sorter, text_file), "out=thesis")
+    assert refused.code == 2
+    assert (thesis / "chapter.tex").read_text() == "precious"
 
 
 def test_data_that_changed_is_refused(danlu, sorter, text_file, spawn, tmp_path):

@@ -104,7 +104,7 @@ def verify(path: Path) -> str | None:
                 return f"{name} is missing"
             if (path / name).stat().st_size != expected["bytes"] or sha256(path / name) != expected["sha256"]:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 

@@ -27,10 +27,20 @@ class Setting:
 
 
 def option(
-    default: Any, about: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+    default: Any,
+    about: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A field of a section: its default, one line about it, and what it may be. A default of None means *derived*."""
-    return dataclasses.field(default=default, metadata={"about": about, "choices": choices, "low": low, "high": high})
+    """A field of a section: its default, one line about it, and what it may be. A default of None means *derived*.
+
+    low, high: smallest and largest number. below: it must be smaller than this. For name=number pairs they bound the numbers.
+    """
+    bounds = {"low": low, "high": high, "below": below}
+    return dataclasses.field(default=default, metadata={"about": about, "choices": choices, **bounds})
 
 
 def leaves(experiment: type) -> Iterator[tuple[str, str, dataclasses.Field[Any], Any]]:
@@ -74,17 +84,25 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
             f"{key}: found {value!r} ({setting.origin}), expected {describe(kind)}",
             f"{field.metadata.get('about', '')}",
         ) from None
-    choices, low, high = (field.metadata.get(name) for name in ("choices", "low", "high"))
+    choices = field.metadata.get("choices")
     if choices and converted not in choices:
         raise UserError(
             f"{key}: found {value!r} ({setting.origin}), expected one of {', '.join(choices)}",
             nearest(str(value), choices),
         )
-    if (low is not None and converted < low) or (high is not None and converted > high):
-        bounds = f"at least {low:g}" if high is None else f"between {low if low is not None else 0:g} and {high:g}"
-        raise UserError(
-            f"{key}: found {value!r} ({setting.origin}), expected a number {bounds}", field.metadata.get("about", "")
-        )
+    low, high, below = (field.metadata.get(name) for name in ("low", "high", "below"))
+    for number in converted.values() if isinstance(converted, dict) else [converted]:
+        if (
+            (low is not None and number < low)
+            or (high is not None and number > high)
+            or (below is not None and number >= below)
+        ):
+            words = {"at least": low, "at most": high, "below": below}
+            bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+            raise UserError(
+                f"{key}: found {value!r} ({setting.origin}), expected a number {bounds}",
+                field.metadata.get("about", ""),
+            )
     return converted
 
 

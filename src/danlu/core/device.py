@@ -143,10 +143,15 @@ def trainable_parameters(memory: int, precision: str = "float32") -> dict[str, i
 
 
 def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, Any]:
-    """What `danlu doctor` says: `machine`, `derived`, `can_train_parameters`, `missing`. Plain data; the command line prints it."""
+    """What `danlu doctor` says: `machine`, `derived`, `measured`, `can_train`, `can_train_parameters`, `missing`.
+
+    Plain data; the command line prints it. can_train: a sentence a method, of the numbers in can_train_parameters.
+    """
     precision, precision_why = pick_precision(found)
     threads, threads_why = pick_threads(found)
     memory = min((gpu.memory_bytes for gpu in found.gpus), default=found.memory_available)
+    room = f"{memory / 1e9:.0f} GB " + ("of GPU memory" if found.gpus else "free")
+    fits = trainable_parameters(memory, precision)
     missing = [f"the package {name} is not installed" for name in _absent(found)]
     if found.compiler is None:
         missing.append("no C++ compiler: torch.compile is off; everything works without it")
@@ -164,7 +169,7 @@ def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, 
             "amx": found.amx,
             "avx512": found.avx512,
             "bf16": found.bf16,
-            "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in found.gpus],
+            "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in found.gpus] or "none",
             "memory_total_bytes": found.memory_total,
             "memory_available_bytes": found.memory_available,
             "compiler": found.compiler,
@@ -180,9 +185,17 @@ def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, 
             "threads": {"value": threads, "reason": threads_why},
         },
         "measured": {name: round(speed, 1) for name, speed in (speeds or {}).items()},
-        "can_train_parameters": trainable_parameters(memory, precision),
+        "can_train": {method: f"models up to {_billions(most)} parameters in {room}" for method, most in fits.items()},
+        "can_train_parameters": fits,
         "missing": missing,
     }
+
+
+def _billions(parameters: int) -> str:
+    """1,100,000,000 -> `1.1 B`, rounded down: what is said to fit does."""
+    if parameters < 1_000_000_000:
+        return f"{parameters // 1_000_000} M"
+    return f"{parameters // 100_000_000 / 10:.1f} B"
 
 
 def _absent(found: Machine) -> Sequence[str]:

@@ -54,15 +54,20 @@ class Run:
             UserError: it is missing or broken.
         """
         try:
-            loaded: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+            loaded = json.loads((self.path / name).read_text("utf-8"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.path / name} is not there", "the run was cut off before it; `danlu resume` the run"
             ) from None
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.path / name} cannot be read: {error}", "restore it from a copy of the run"
             ) from None
+        if not isinstance(loaded, dict):
+            raise UserError(
+                f"{self.path / name} holds a {type(loaded).__name__}, expected an object",
+                "restore it from a copy of the run",
+            )
         return loaded
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -147,8 +152,12 @@ def create(path: Path, fill: Callable[[Run], None] = lambda _: None, **facts: An
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run."""
-    return (path / "run.json").is_file()
+    """Whether a directory is a run: other programs write a run.json too, and theirs is never written to or deleted."""
+    try:
+        facts = json.loads((path / "run.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and {"format", "name", "created"} <= facts.keys()
 
 
 def find_run(name: str | Path) -> Path | None:
@@ -173,11 +182,17 @@ def open_run(name: str | Path) -> Run:
         return run
     known = [run.name for run in list_runs()]
     hint = nearest(str(name), known) if known else "there are no runs under ./runs yet; `danlu finetune` makes one"
+    with contextlib.suppress(OSError, ValueError):  # a name no file can have
+        if found := [path for path in (Path(name), HOME / name) if (path / "run.json").exists()]:
+            raise UserError(
+                f"{found[0] / 'run.json'} is damaged, or not of a danlu run: expected an object with format, name and created",
+                "restore it from a copy of the run",
+            )
     raise UserError(f"{name} is not a run (a directory with run.json)", hint)
 
 
 def list_runs(home: Path = HOME) -> list[Run]:
-    """The runs under `home`, by name."""
+    """The runs under `home`, by name; damaged ones too."""
     return [Run(path.parent) for path in sorted(home.glob("*/run.json"))]
 
 
@@ -191,9 +206,48 @@ def fresh_name(recipe: str, model: str, home: Path = HOME) -> Path:
 
 
 def delete(run: Run) -> None:
-    """Remove a run from the disk; refused while a process writes it."""
+    """Remove a run from the disk.
+
+    Raises:
+        UserError: a process writes it, its place is a symbolic link, or the disk refuses.
+    """
+    if run.path.is_symlink():
+        raise UserError(
+            f"{run.path} is a symbolic link to {run.path.resolve()}; nothing was deleted",
+            f"delete the run itself: danlu runs delete {run.path.resolve()}",
+        )
     with run.lock():
-        shutil.rmtree(run.path)
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise UserError(
+                f"{run.path} could not be deleted whole ({error.filename}: {error.strerror})",
+                "make it writable, then delete what is left of it",
+            ) from error
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What goes wrong in here, while a model's folder is read, is the folder's fault: a UserError that names it.
+
+    Its files were written by others and hold anything, at any depth; each single value is looked at by whoever uses it.
+    """
+    from safetensors import SafetensorError
+
+    faults = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+    try:
+        yield
+    except (
+        *faults,
+        AssertionError,
+        RuntimeError,
+        MemoryError,
+        SafetensorError,
+    ) as error:  # RecursionError is a RuntimeError
+        raise UserError(
+            f"{folder} cannot be read as a model: {type(error).__name__}: {str(error)[:500]}",
+            "copy or fetch the model again",
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

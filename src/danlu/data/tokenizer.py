@@ -18,9 +18,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from danlu.core.errors import UserError
+from danlu.core.run import reading
 
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+STEPS = 3_000_000
+"""Passes of loops and calls in one rendering, some seconds: far beyond any conversation, and an end to a template that has none."""
+
+LARGEST = 10_000_000
+"""Characters, elements or bits that one product in a template may have."""
+
+FAULTS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
+"""What Python raises for what a template does; RecursionError is a RuntimeError."""
+
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -55,6 +74,11 @@ class Tokenizer:
         template: a file with a Jinja chat template to use in place of the folder's.
         """
         folder = Path(folder)
+        with reading(folder):
+            return cls._read(folder, template)
+
+    @classmethod
+    def _read(cls, folder: Path, template: str | None) -> Tokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             return cls._converted(folder, template)
@@ -226,6 +250,7 @@ class Tokenizer:
                 "use an instruction-tuned model, or name a file: template=FILE.jinja",
             )
         compiled = _compiled(self.template)
+        compiled.environment.left = STEPS
         try:
             return compiled.render(
                 messages=[_reasoning(_plain(message)) for message in messages],
@@ -238,9 +263,10 @@ class Tokenizer:
             raise UserError(
                 f"{self.name}: the chat template refuses this conversation: {error.message}", _refused(messages)
             ) from None
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        except FAULTS as error:
             raise UserError(
-                f"{self.name}: the chat template fails on this conversation: {error}", _refused(messages)
+                f"{self.name}: the chat template fails on this conversation: {str(error) or type(error).__name__}",
+                _refused(messages),
             ) from None
 
     def save(self, folder: Path) -> None:
@@ -308,11 +334,12 @@ def _template(folder: Path, config: Mapping[str, Any], wanted: str | None) -> st
         return file.read_text(encoding="utf-8")
     inline = config.get("chat_template")
     if isinstance(inline, list):  # several named ones
-        named = {entry["name"]: entry["template"] for entry in inline}
-        return named.get("default")
-    if inline is None:
+        inline = {entry["name"]: entry["template"] for entry in inline}.get("default")
+    elif inline is None:
         inline = _json(folder / "chat_template.json").get("chat_template")
-    return inline if isinstance(inline, str) else None
+    if not isinstance(inline, str | None):
+        raise TypeError(f"chat_template is a {type(inline).__name__}, expected text")
+    return inline
 
 
 def _end_ids(folder: Path) -> frozenset[int]:
@@ -320,7 +347,10 @@ def _end_ids(folder: Path) -> frozenset[int]:
     found = _json(folder / "generation_config.json").get("eos_token_id")
     if found is None:
         found = _json(folder / "config.json").get("eos_token_id")
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(number, int) for number in listed):
+        raise TypeError(f"eos_token_id is {found!r}, expected a number or a list of them")
+    return frozenset(listed)
 
 
 # ------------------------------------------------------------------------------------------------------------ templates
@@ -378,6 +408,8 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """Jinja's own escapes for HTML, which a model never saw."""
+    if indent is not None and (len(indent) if isinstance(indent, str) else indent) > 16:
+        raise jinja2.TemplateError(f"tojson(indent={indent!r}): at most 16")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -385,19 +417,64 @@ def _now(format: str) -> str:  # noqa: A002 (a template may name it)
     return datetime.now().strftime(format)  # noqa: DTZ005 (a template means the day on the person's clock)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, which keeps a template from Python's insides, with bounds on time and memory besides."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})  # and so never computed while compiling, either
+    left = STEPS
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise jinja2.TemplateError(f"more than {STEPS:,} passes of loops and calls")
+
+    def counted(self, iterable: Any) -> Any:
+        """What a loop goes over, paid for."""
+        items = iterable if hasattr(iterable, "__len__") else list(iterable)
+        self.spend(len(items))
+        return items
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.spend(1)
+        return super().call(context, function, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        size = 0.0
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            size = left.bit_length() * max(right, 0)
+        elif operator == "*" and isinstance(left, int) != isinstance(right, int):
+            size = (
+                len(right) * left if hasattr(right, "__len__") else len(left) * right if hasattr(left, "__len__") else 0
+            )
+        elif operator == "%" and isinstance(left, str):  # "%1000000000d"
+            size = max(map(int, re.findall(r"\d{1,20}", left)), default=0)
+        if size > LARGEST:
+            raise jinja2.TemplateError(f"a result of {operator!r} too large: {size:g}, at most {LARGEST:,}")
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(jinja2.nodes.For):
+            loop.iter = jinja2.nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+        return tree
+
+
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
     """The environment transformers renders templates in, so that they come out the same, byte for byte."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.filters |= {"tojson": _tojson, "counted": environment.counted}
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"the chat template is broken at line {error.lineno}: {error.message}",
+            "mend it, or name another: template=FILE.jinja",
+        ) from None
+    except (SyntaxError, *FAULTS) as error:  # blocks nested too deep for Python, numbers too long
+        raise UserError(
+            f"the chat template cannot be compiled: {type(error).__name__}: {str(error)[:500]}",
             "mend it, or name another: template=FILE.jinja",
         ) from None
 

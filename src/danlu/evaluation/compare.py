@@ -16,6 +16,7 @@ from danlu.evaluation import metrics
 
 
 Array = NDArray[Any]
+_ROUNDING = 1e-12  # a difference this small is one of rounding
 
 
 def compare(
@@ -43,8 +44,9 @@ def compare(
 
     Keys: metric, names, first, second, difference (second - first), low, high (paired bootstrap), level, p, test, better (a name
     or None), rows, verdict; for accuracy also discordant: the rows that only one of them got right.
-    p is McNemar's exact test where the statistic is `accuracy`, otherwise a paired permutation test. One is called better only if
-    p < 1 - level and the interval leaves out 0.
+    p is McNemar's exact test where the statistic is `accuracy`, otherwise a paired permutation test. The interval decides the words:
+    one is called better only if it leaves out 0. Where p >= 1 - level all the same, as happens on few rows, `better` is None and the
+    verdict says that chance is not ruled out.
     """
     ours = (np.asarray(first), np.asarray(second))
     common = [np.asarray(array) for array in shared]
@@ -76,9 +78,9 @@ def compare(
         result["discordant"] = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     else:
         result["p"], result["test"] = permutation(difference, *ours, *common, seed=seed), "paired permutation"
-    sure = result["p"] < 1 - level and (gap.low > 0 or gap.high < 0)
+    sure = _leaves_out_0(gap.low, gap.high) and result["p"] < 1 - level
     result["better"] = names[(gap.value > 0) == higher_is_better] if sure else None
-    result["verdict"] = verdict(result, points)
+    result["verdict"] = verdict(result, points, higher_is_better)
     return result
 
 
@@ -117,20 +119,37 @@ def permutation(
     return (1 + extreme) / (1 + permutations)
 
 
-def verdict(comparison: dict[str, Any], points: bool = True) -> str:
-    """`B is better than A by 3.1 points of accuracy [1.0, 5.2], p = 0.004, 550 rows`, or that there is no clear difference."""
-    scale, unit = (100.0, " points of") if points else (1.0, " in")
-    digits = 1 if points else 3
-    gap, low, high = (scale * comparison[key] for key in ("difference", "low", "high"))
-    chance = "p < 0.001" if comparison["p"] < 0.001 else f"p = {comparison['p']:.{3 if comparison['p'] < 0.1 else 2}f}"
-    rows = f"{comparison['rows']} row{'s' if comparison['rows'] != 1 else ''}"
-    if comparison["better"] is None:
-        first, second = comparison["names"]
-        size = f"{gap:+.{digits}f}{unit} {comparison['metric']} [{low:.{digits}f}, {high:.{digits}f}]"
-        return f"no clear difference between {first} and {second}: {size}, {chance}, {rows}"
+def verdict(comparison: dict[str, Any], points: bool = True, higher_is_better: bool = True) -> str:
+    """One sentence that names the one ahead, with the difference as it is ahead by and the interval to match.
+
+    The interval leaves out 0: `B is better than A by 3.1 points of accuracy [1.0, 5.2] on 550 rows, p = 0.004`, or with p >= 0.05
+    `B scored 10.0 points higher in accuracy than A [1.7, 18.3], but with 60 rows chance is not ruled out (p = 0.070)`. Otherwise
+    `no clear difference: B scored 2.1 points higher in accuracy than A [-1.0, 5.2] on 60 rows, p = 0.21`.
+    """
+    metric, gap, low, high = (comparison[key] for key in ("metric", "difference", "low", "high"))
+    second_ahead = (gap >= 0) == higher_is_better
+    ahead, behind = comparison["names"][::-1] if second_ahead else comparison["names"]
     if gap < 0:
         gap, low, high = -gap, -high, -low
-    better = comparison["better"]
-    other = next((name for name in comparison["names"] if name != better), better)
-    size = f"{gap:.{digits}f}{unit} {comparison['metric']} [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{better} is better than {other} by {size}, {chance}, {rows}"
+    scale, digits = (100.0, 1) if points else (1.0, 3)
+    shown = [0.0 if abs(value) < _ROUNDING else scale * value for value in (gap, low, high)]
+    while digits < 6 and any(value and not round(value, digits) for value in shown):
+        digits += 1  # what is not 0 is not shown as 0: the words and the figures would disagree
+    size, *edges = (f"{value:.{digits}f}" for value in shown)
+    within = f"[{edges[0]}, {edges[1]}]"
+    rows = f"{comparison['rows']} row{'s' if comparison['rows'] != 1 else ''}"
+    p = comparison["p"]
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}"
+    if comparison["better"] is not None:
+        return f"{ahead} is better than {behind} by {size}{' points of' if points else ' in'} {metric} {within} on {rows}, {chance}"
+    direction = "higher" if higher_is_better else "lower"
+    scored = f"{ahead} scored {size}{' points' if points else ''} {direction} in {metric} than {behind} {within}"
+    if _leaves_out_0(low, high):
+        return f"{scored}, but with {rows} chance is not ruled out ({chance})"
+    if not shown[0]:
+        scored = f"{behind} and {ahead} scored the same in {metric} {within}"
+    return f"no clear difference: {scored} on {rows}, {chance}"
+
+
+def _leaves_out_0(low: float, high: float) -> bool:
+    return low > _ROUNDING or high < -_ROUNDING

@@ -23,6 +23,7 @@ class Entry:
     members: the files taken out of it. A GGUF file is converted, others are kept as they are.
     bytes: of the download. context: longest document in tokens. unfit: text it must not be used for, and why.
     byte_level: the tokenizer reads any script, so no token is ever unknown.
+    hub: the model it was made from, where the public can look it up; the weights here may be a quantised copy.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     licence_source: str
     unfit: str = ""
     byte_level: bool = False
+    hub: str = ""
 
 
 SMOLLM2 = Entry(
@@ -65,6 +67,7 @@ SMOLLM2 = Entry(
     licence_source="general.license in the GGUF file; https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
     unfit="languages other than English: it has hardly seen any",
     byte_level=True,
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 
 MINILM = Entry(
@@ -103,6 +106,7 @@ MINILM = Entry(
     licence="Apache-2.0",
     licence_source="model card inside the package; https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
     unfit="languages other than English: its word pieces are English and lower-case, other scripts come out unknown",
+    hub="sentence-transformers/all-MiniLM-L6-v2",
 )
 
 MODELS = Catalog(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, write_json
 from danlu.core.errors import UserError, nearest
-from danlu.core.run import find_run
+from danlu.core.run import find_run, is_run
 from danlu.models.catalogue import MODELS, Entry, Member
 
 
@@ -107,10 +107,17 @@ def resolve(name: str, log: Log = print) -> Base:
     Raises:
         UserError: nothing has that name (the near ones are listed), it cannot be fetched, or what was fetched is damaged.
     """
-    path = Path(name).expanduser()
-    if not path.exists() and name not in MODELS:
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # too long, not to be looked at, ~nobody
+        raise UserError(
+            f"model={name[:80]}{'…' * (len(name) > 80)}: no model can have this name ({getattr(error, 'strerror', None) or error})",
+            "give a name `danlu models` lists, a folder, a .gguf file or a hub name",
+        ) from None
+    if not there and name not in MODELS:
         path = find_run(name) or path
-    if path.is_dir() and ((path / "run.json").is_file() or (path / "config.json").is_file() or name not in MODELS):
+    if path.is_dir() and (is_run(path) or (path / "config.json").is_file() or name not in MODELS):
         return _folder(name, path, log)
     if path.suffix == ".gguf" and path.is_file():
         return _gguf(name, path, log)
@@ -129,7 +136,7 @@ def resolve(name: str, log: Log = print) -> Base:
 
 def _folder(name: str, path: Path, log: Log) -> Base:
     kind, folder = "folder", path
-    if (path / "run.json").is_file():
+    if is_run(path):
         kind, folder = "run", path / "model"
         if not folder.is_dir():
             raise UserError(f"model={name}: this run has no final model yet", f"finish it first: danlu resume {name}")
@@ -297,7 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}", "give a folder in the Hugging Face layout") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}", "copy the model again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, expected an object", "copy the model again")
@@ -308,7 +315,12 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: one, the shards its index names, or an adapter's."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(
+                f"{index}: weight_map is not an object of weight: file name", "copy or fetch the model again"
+            )
+        names = sorted(set(shards.values()))
         if wrong := [name for name in names if "/" in name or not (folder / name).is_file()]:
             raise UserError(
                 f"{index} names {len(wrong)} files that are not there, such as {wrong[0]}",

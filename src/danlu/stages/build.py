@@ -107,9 +107,14 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     trained = sum(parameter.numel() for parameter in parameters)
     share = min(options.micro_batch_tokens, len(rows.ids) / prepared.steps_per_epoch) / len(batch.ids)
     per_step = len(rows.ids) / prepared.steps_per_epoch / rate
+    lora = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
+    tested = len(prepared.rows["test"].ids)
     return {
         "tokens_per_second": rate,
         "seconds_per_step": per_step,
+        "seconds_per_validation": sum(len(batch.ids) for batch in validation(prepared)) / rate / 3,
+        "seconds_for_test": 2 * tested / rate / 3,  # forward only is a third of a step; before and after
+        "disk_bytes": 3 * 12.0 * trained + 4.0 * max(trained, 0 if lora else prepared.weights.parameters),
         "trained_parameters": float(trained),
         "memory_bytes": device.resident_memory_bytes() + held * max(1.0, share) + 12.0 * trained,
     }

@@ -19,6 +19,8 @@ _TITLES = {
     "auc": "AUC", "exact_match": "exact match", "rouge_l": "ROUGE-L", "token_f1": "F1 of words", "log_loss": "log loss",
     "brier": "Brier score", "bits_per_byte": "bits per byte", "bleu": "BLEU", "chrf": "chrF",
 }  # fmt: skip
+_OF_ANSWERS = {"exact_match", "token_f1", "rouge_l", "character_error_rate", "word_error_rate", "bleu", "chrf"}
+_FEW = 100  # rows: under this a bootstrap interval is too narrow, and of no width where every row scores alike
 _MISUSE = {
     "chat": "It can state falsehoods fluently, and may repeat biases of its base model and of the data. Do not let it decide about people.",
     "text-classification": "It knows the labels below and no others: a text that fits none of them still gets one. "
@@ -43,12 +45,66 @@ def figure(metric: str, value: float | None) -> str:
     return f"{100 * value:.1f} %"
 
 
-def with_interval(metric: str, found: Mapping[str, Any]) -> str:
-    """`91.2 % [88.5, 93.6]`."""
+def with_interval(metric: str, found: Mapping[str, Any], tested: int | None = None) -> str:
+    """`91.2 % [88.5, 93.6]`, or `100.0 % (n too small for an interval)`. tested: what it rests on, see `rests_on`."""
+    value, said = figure(metric, found.get("value")), edges(metric, found, tested)
+    return f"{value} {said}" if said else value
+
+
+def edges(metric: str, found: Mapping[str, Any], tested: int | None = None) -> str:
+    """`[88.5, 93.6]`; empty where there is no interval."""
     if found.get("low") is None or found.get("high") is None:
-        return figure(metric, found.get("value"))
-    edges = [figure(metric, found[key]).removesuffix(" %") for key in ("low", "high")]
-    return f"{figure(metric, found.get('value'))} [{edges[0]}, {edges[1]}]"
+        return ""
+    if no_width(found, tested):
+        return "(n too small for an interval)"
+    low, high = (figure(metric, found[key]).removesuffix(" %") for key in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def no_width(found: Mapping[str, Any], tested: int | None) -> bool:
+    """An interval without width over few rows: every resample of rows that all score alike is alike, whatever the truth."""
+    return tested is not None and tested < _FEW and found.get("low") is not None and found["low"] == found.get("high")
+
+
+def rests_on(evaluation: Mapping[str, Any], metric: str) -> int | None:
+    """The rows of the evaluation, or for a metric of written answers those turns that were answered."""
+    found = evaluation.get("answered") if metric in _OF_ANSWERS else None
+    return evaluation.get("rows") if found is None else found
+
+
+def over(evaluation: Mapping[str, Any], metric: str) -> str:
+    """`over 12 answers`, `over 30 rows`; empty where every metric rests on the same rows, which is said once."""
+    if evaluation.get("answered") is None or (tested := rests_on(evaluation, metric)) is None:
+        return ""
+    return f"over {tested:,} {'answer' if metric in _OF_ANSWERS else 'row'}{'s' * (tested != 1)}"
+
+
+def few_rows(evaluation: Mapping[str, Any]) -> str:
+    """What is said wherever so little was tested that the intervals mislead; empty where it was enough."""
+    rows, answered = evaluation.get("rows"), evaluation.get("answered")
+    small = [f"{rows:,} row{'s' * (rows != 1)} {'were' if rows != 1 else 'was'} tested"] if rows and rows < _FEW else []
+    if answered and answered < _FEW:
+        small.append(f"{answered:,} answer{'s' * (answered != 1)} {'were' if answered != 1 else 'was'} compared")
+    if not small:
+        return ""
+    return f"Only {' and '.join(small)}: intervals from so few are wide, and still narrower than they should be."
+
+
+def left_out(evaluation: Mapping[str, Any]) -> list[str]:
+    """What of the test rows was not measured: those dropped and why, and what was cut off."""
+    said = []
+    for one in evaluation.get("dropped") or []:
+        places = ", ".join(map(str, one.get("examples") or []))
+        said.append(
+            f"Left out of the test: {number(one.get('count'))}, {one.get('reason')}{f' ({places})' * bool(places)}."
+        )
+    cut = {reason: count for reason, count in (evaluation.get("cut") or {}).items() if count}
+    if rows := cut.pop("rows", 0):
+        said.append(
+            f"Cut to fit: {rows:,} test row{'s' * (rows != 1)}, of which {number(cut.pop('tokens', 0))} tokens were not read."
+        )
+    said += [f"Of the test: {number(count)} {reason}." for reason, count in cut.items()]
+    return said
 
 
 def model_card(
@@ -79,7 +135,10 @@ def model_card(
         f"- {_plain(str(s.get('role', 'data')))} {_code(str(s.get('name')))}: {_plain(str(s.get('licence') or 'not stated'))}."
         for s in sources
     ]
-    parts.append("## Licences\n\n" + "\n".join(licences) + "\n\nA fine-tuned model is bound by the terms of both.")
+    bound = "A fine-tuned model is bound by the terms of both."
+    if unstated := _unstated(base, sources):
+        bound += f" The licence of {_and(unstated)} is not stated, so the one of this model is given as `other` above."
+    parts.append("## Licences\n\n" + "\n".join(licences) + "\n\n" + bound)
     rows = [
         f"| {_code(key)} | {_plain(json.dumps(value, ensure_ascii=False))} |"
         for key, value in used.items()
@@ -106,12 +165,12 @@ def _front(
 
     task = str(facts.get("task") or "")
     kind = {"chat": "text-generation"}.get(task, task)
-    licence = str(base.get("licence") or base.get("license") or "")
+    licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(base).lower()).strip("-")
+    public = _public(base)
     adapter = (folder / "adapter_config.json").exists()
     front: dict[str, Any] = {
-        "license": re.sub(r"[^a-z0-9.+-]+", "-", licence.lower()).strip("-") or "other",
-        "base_model": str(base.get("name") or ""),
-        "base_model_relation": "adapter" if adapter else "finetune",
+        "license": "other" if _unstated(base, sources) or not licence else licence,
+        **({"base_model": public, "base_model_relation": "adapter" if adapter else "finetune"} if public else {}),
         "library_name": "peft" if adapter else "transformers",
         "tags": ["danlu", *([task] if task else []), *(["lora"] if adapter else [])],
     }
@@ -135,6 +194,31 @@ def _front(
     return str(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
 
 
+def _public(base: Mapping[str, Any]) -> str | None:
+    """The name under which others find the base model, `owner/name`: the front matter links it. None for a name of danlu's own."""
+    if "hub" in base:
+        return str(base["hub"]) if base["hub"] else None
+    name = str(base.get("name") or "")
+    found = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    return name if found and base.get("kind") not in ("folder", "run", "gguf") else None
+
+
+def _licence(one: Mapping[str, Any]) -> str:
+    """As stated; empty when it is not."""
+    found = str(one.get("licence") or one.get("license") or "").strip()
+    return "" if found.lower() in ("not stated", "unknown") else found
+
+
+def _unstated(base: Mapping[str, Any], sources: list[Any]) -> list[str]:
+    """What the model came from without a stated licence, as code spans: then its own licence cannot be given."""
+    found = [("the base model", base), *((_code(str(one.get("name") or "data")), one) for one in sources)]
+    return [name for name, one in found if not _licence(one)] + ([] if sources else ["the data"])
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def _use(task: str, evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     labels = list(data.get("labels") or {})
     lines = [
@@ -143,8 +227,7 @@ def _use(task: str, evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> s
     if labels:
         lines.append("Labels: " + ", ".join(f"{_code(label)}" for label in labels) + ".")
     lines.append(_MISUSE.get(task, ""))
-    if (evaluation.get("rows") or 0) and evaluation["rows"] < 100:
-        lines.append(f"Only {evaluation['rows']} rows were tested: the intervals are wide, and too narrow still.")
+    lines.append(few_rows(evaluation))
     cut = (data.get("truncated") or {}).get("rows")
     if cut:
         lines.append(f"{cut:,} training rows were longer than the model was given and were cut.")
@@ -161,18 +244,17 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     columns += [(str(one.get("name")), one.get("metrics") or {}) for one in evaluation.get("baselines") or []]
     lines = ["| metric | " + " | ".join(_plain(name) for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for metric in ours:
-        cells = [with_interval(metric, found[metric]) if metric in found else "–" for _, found in columns]
-        lines.append(f"| {_plain(title(metric))} | " + " | ".join(cells) + " |")
+        tested, rows = rests_on(evaluation, metric), over(evaluation, metric)
+        cells = [with_interval(metric, found[metric], tested) if metric in found else "–" for _, found in columns]
+        lines.append(f"| {_plain(title(metric))}{f', {rows}' * bool(rows)} | " + " | ".join(cells) + " |")
     level = f"{100 * evaluation.get('level', 0.95):.0f} %"
     lines.append(
         f"\n{number(evaluation.get('rows'))} rows of the {_plain(str(evaluation.get('split', 'test')))} split; brackets: {level} bootstrap interval."
     )
-    verdicts = [
-        one["comparison"]["verdict"]
-        for one in evaluation.get("baselines") or []
-        if (one.get("comparison") or {}).get("verdict")
-    ]
-    return "\n".join(lines + [f"\n- {_plain(verdict)}" for verdict in verdicts])
+    compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
+    said = [str(one["comparison"]["verdict"]) for one in compared if (one.get("comparison") or {}).get("verdict")]
+    said = [f"{verdict[0].upper()}{verdict[1:]}." for verdict in said] + left_out(evaluation)
+    return "\n".join([*lines, *([""] if said else []), *(f"- {_plain(line)}" for line in said)])
 
 
 def _training(facts: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from danlu.evaluation.baselines import baselines
 from danlu.evaluation.compare import compare
 from danlu.stages import predict
 from danlu.stages.load import Opened, open_final, open_weights, weights_of
-from danlu.stages.prepare import Prepared
+from danlu.stages.prepare import LEARNED, Prepared, fingerprint
 from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen
 from danlu.tasks.language import Language
@@ -56,6 +56,8 @@ def evaluate(
     used |= {key: name for key, name in (("text", text), ("label", label)) if name is not None}
     material, items, dropped = read_items(opened, source, used, own=data is None)
     say(f"{len(items)} rows: {material.said}")
+    if data is not None and (known := learned_from(run, items)):
+        say(f"warning: {known} of these {len(items)} rows were learned from, so the figures flatter the model")
     if isinstance(material, LabelledTexts):
         result, _ = classifier_figures(opened, items)
     else:
@@ -66,6 +68,13 @@ def evaluate(
     for entry in dropped:
         say(f"  left out {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
     return {"split": name, **result, "dropped": dropped}
+
+
+def learned_from(run: Run, items: Sequence[Item]) -> int:
+    """How many of the items say the same as a training row of the run."""
+    path = run.path / "data" / LEARNED
+    learned = set(path.read_text("utf-8").split()) if path.exists() else set()
+    return sum(fingerprint(item.key) in learned for item in items)
 
 
 def read_items(
@@ -117,10 +126,16 @@ def summary(result: dict[str, Any]) -> list[str]:
     """The figures as lines."""
     lines = []
     for name, entry in result["metrics"].items():
+        if name == "f1_micro" or name.endswith("_weighted"):
+            continue  # in the page and in --json; on a terminal they crowd out the others
         before = result.get("before", {}).get("metrics", {}).get(name)
         was = f"   before {before['value']:.4g} [{before['low']:.4g}, {before['high']:.4g}]" if before else ""
         lines.append(f"{name:>22} {entry['value']:.4g} [{entry['low']:.4g}, {entry['high']:.4g}]{was}")
-    lines += [f"{each['name']}: {each['comparison']['verdict']}" for each in result.get("baselines", [])]
+    for each in result.get("baselines", []):
+        figure = each["metrics"]["accuracy"]
+        lines.append(
+            f"{each['name']}: accuracy {figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]; {each['comparison']['verdict']}"
+        )
     if "comparison" in result.get("before", {}):
         lines.append(result["before"]["comparison"]["verdict"])
     return lines
@@ -153,6 +168,10 @@ def compare_baselines(
     truth = np.array([labels.index(str(item.label)) for item in items])
     groups = [item.group or item.key for item in train]
     say("baselines on the same split: majority class, TF-IDF with logistic regression")
+    if cut := int(prepared.findings["truncated"]["rows"]):
+        say(
+            f"  they read whole rows; the model reads the first {prepared.experiment.data.max_tokens} tokens ({cut} rows are longer)"
+        )
     found = baselines(
         [item.text for item in train],
         [labels.index(str(item.label)) for item in train],
@@ -265,9 +284,9 @@ def before_and_after(opened: Opened, prepared: Prepared, items: Sequence[Item], 
     """The trained model and the untouched one on the same rows, compared row by row."""
     task = prepared.experiment.task
     material = Conversations(DataOptions(bad_rows="skip"), TaskOptions())
-    say("after training:")
+    say("measuring the fine-tuned model")
     result, after = language_figures(opened, material, items, task.answers, task.answer_tokens, say)
-    say("the untouched base model on the same rows:")
+    say("measuring the untouched base model on the same rows")
     with untouched(opened, prepared) as start:
         base, before = language_figures(start, material, items, task.answers, task.answer_tokens, lambda _: None)
     result["before"] = base

@@ -19,8 +19,8 @@ def runs() -> list[dict[str, Any]]:
     for run in list_runs():
         try:
             found.append(one_run(run))
-        except (UserError, KeyError, TypeError, ValueError) as error:
-            found.append({"run": str(run.path), "status": f"broken: {error}"})
+        except (UserError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
+            found.append({"run": str(run.path), "status": f"broken: {getattr(error, 'message', error)}"})
     return found
 
 
@@ -112,4 +112,10 @@ def models() -> list[dict[str, Any]]:
 
 def doctor() -> dict[str, Any]:
     """What this machine has, what is missing, and what it can train; half a second of measuring."""
-    return device.doctor(device.machine(gpus=True), device.probe())
+    found = device.doctor(device.machine(gpus=True), device.probe())
+    largest = found["can_train_parameters"]
+    fits = {
+        name: ", ".join(method for method in ("lora", "full") if MODELS.get(name).parameters <= largest[method])
+        for name in MODELS.names()
+    }
+    return found | {"models": {name: methods or "too large for this machine" for name, methods in fits.items()}}

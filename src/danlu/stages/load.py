@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.errors import UserError
-from danlu.core.run import Run
-from danlu.models.pretrained import Base, read_json, resolve, weight_files, weights_sha256
+from danlu.core.run import Run, reading
+from danlu.models.pretrained import Base, _safe_open, read_json, resolve, weight_files, weights_sha256
 
 
 if TYPE_CHECKING:
@@ -50,27 +50,34 @@ def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
     Raises:
         UserError: those are not to be had, or are not the ones the adapter was trained on.
     """
-    adapter = adapter_of(base.folder)
-    if adapter is None:
-        from danlu.models import encoder
-
-        config = read_json(base.folder / "config.json")
-        context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
-        if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-            context -= 2  # positions start behind the padding token's
-        named = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder)}
-        return Weights(
-            base.folder,
-            None,
-            named,
-            context,
-            count_parameters(base.folder),
-            config.get("vocab_size"),
-            encoder.supports(config),
-        )
+    with reading(base.folder):
+        adapter = adapter_of(base.folder)
+        if adapter is None:
+            return _whole(base)
     named = adapter.get("danlu_base") or {"name": adapter.get("base_model_name_or_path"), "sha256": None}
-    if not isinstance(named.get("name"), str):
+    if not isinstance(named.get("name"), str) or not isinstance(named.get("sha256"), str | None):
         raise UserError(f"{base.folder}: its adapter names no base model", "copy the folder again, as a whole")
+    below = _same_folder(named) or _below(base, named, say)
+    if adapter_of(below.folder) is not None:
+        raise UserError(
+            f"{base.folder}: an adapter on an adapter ({below.folder})", f"`danlu merge {below.name}` first"
+        )
+    return replace(weights_of(below, say), adapter=base.folder)
+
+
+def _same_folder(named: dict[str, Any]) -> Base | None:
+    """The folder the adapter was trained on, if its weights are still there: a relative name means another one elsewhere."""
+    folder, wanted = named.get("folder"), named.get("sha256")
+    if not wanted or not isinstance(folder, str) or not Path(folder).is_absolute():
+        return None
+    try:
+        found = weights_sha256(Path(folder))
+    except (UserError, OSError, ValueError):  # its name may still lead to the weights
+        return None
+    return Base(named["name"], Path(folder), found, "", "folder") if found == wanted else None
+
+
+def _below(base: Base, named: dict[str, Any], say: Callable[[str], None]) -> Base:
     try:
         below = resolve(named["name"], say)
     except UserError as error:
@@ -82,21 +89,39 @@ def weights_of(base: Base, say: Callable[[str], None] = print) -> Weights:
             f"{base.folder}: its adapter belongs to {named['name']} with SHA-256 {named['sha256'][:12]}…, found {below.sha256[:12]}…",
             "use the model it was trained on; `danlu merge` makes a run independent of its base",
         )
-    under = weights_of(below, say)
-    if under.adapter is not None:
+    return below
+
+
+def _whole(base: Base) -> Weights:
+    from danlu.models import encoder
+
+    config = read_json(base.folder / "config.json")
+    context = _count(base, config, "max_position_embeddings", "n_positions") or 2048
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        context -= 2  # positions start behind the padding token's
+    named = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder.resolve())}
+    vocabulary, bidirectional = _count(base, config, "vocab_size"), encoder.supports(config)
+    return Weights(base.folder, None, named, context, count_parameters(base.folder), vocabulary, bidirectional)
+
+
+def _count(base: Base, config: dict[str, Any], *keys: str) -> int | None:
+    """The first of these settings of config.json that is there."""
+    found = next(((key, config[key]) for key in keys if config.get(key)), None)
+    if found is None:
+        return None
+    if type(found[1]) is not int or found[1] < 1:
         raise UserError(
-            f"{base.folder}: an adapter on an adapter ({below.folder})", f"`danlu merge {below.name}` first"
+            f"{base.folder / 'config.json'}: {found[0]} is {found[1]!r}, expected a whole number of at least 1",
+            "copy or fetch the model again",
         )
-    return replace(under, adapter=base.folder)
+    return found[1]
 
 
 def count_parameters(folder: Path) -> int:
     """Summed over the headers of the weight files; nothing is read into memory."""
-    from safetensors import safe_open
-
     total = 0
     for path in weight_files(folder):
-        with safe_open(path, "pt") as file:
+        with _safe_open(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 size = 1
                 for side in file.get_slice(name).get_shape():
@@ -123,9 +148,11 @@ def open_weights(
 
     kind = "language" if task == "chat" else "classification"
     quiet = (lambda _: None) if weights.adapter is not None else say
-    model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, log=quiet)
+    with reading(weights.folder):
+        model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, log=quiet)
     if weights.adapter is not None:
-        adapter.load(model, weights.adapter)
+        with reading(weights.adapter):
+            adapter.load(model, weights.adapter)
         if merged:
             adapter.merge(model)
     for parameter in model.parameters():

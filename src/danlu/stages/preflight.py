@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from danlu.core.config import Setting
 from danlu.core.errors import printable
 from danlu.experiment import Asked
 from danlu.stages.build import build, trial, with_steps
-from danlu.stages.prepare import PARTS, Prepared, prepare
+from danlu.stages.prepare import PARTS, Prepared, number, prepare
 from danlu.training.hooks import clock
 
 
@@ -31,7 +32,7 @@ def preflight(asked: Asked, data: Any = None, say: Say = print) -> dict[str, Any
     built = build(prepared if options.steps else with_steps(prepared, Setting(1, "not known yet")), say)
     expected = trial(built, prepared)
     steps = options.steps or max(1, int(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
-    for line in expectation(expected, steps):
+    for line in expectation(expected, steps, number(options.validate_every)):
         say(line)
     used = {key: {"value": setting.value, "origin": setting.origin} for key, setting in prepared.settings.items()}
     return {
@@ -87,15 +88,20 @@ def mark(piece: str, learned: bool, colour: bool) -> str:
     return f"[[{piece}]]" if learned else piece
 
 
-def expectation(expected: dict[str, float], steps: int) -> list[str]:
+def expectation(expected: dict[str, float], steps: int, validate_every: int) -> list[str]:
     """Time and memory, from a measured micro-batch; and a warning when there is not so much memory."""
     machine = device.machine()
+    training = expected["seconds_per_step"] * steps
+    checks = expected["seconds_per_validation"] * math.ceil(steps / validate_every) + expected["seconds_for_test"]
     line = (
         f"expected: {expected['seconds_per_step']:.2f} s a step at {expected['tokens_per_second']:,.0f} tokens/s, "
-        f"{clock(expected['seconds_per_step'] * steps)} for {steps} steps without validation; "
-        f"memory about {expected['memory_bytes'] / 1e9:.1f} GB of {machine.memory_total / 1e9:.0f} "
+        f"{clock(training)} for {steps} steps, {clock(training + checks)} with validation and test "
+        f"(without answers in words and baselines); memory about {expected['memory_bytes'] / 1e9:.1f} GB of "
+        f"{machine.memory_total / 1e9:.0f}, disk {expected['disk_bytes'] / 1e9:.2f} GB of {machine.here_free / 1e9:.0f} free "
         f"({expected['trained_parameters'] / 1e6:.2f} M weights trained)"
     )
+    if expected["disk_bytes"] > machine.here_free:
+        return [line, "warning: that is more disk than there is; give out= on another disk"]
     if expected["memory_bytes"] > machine.memory_total:
         return [line, "warning: that is more memory than there is; lower micro_batch_tokens, or use method=lora"]
     return [line]

@@ -5,6 +5,7 @@ Nothing is trained and nothing is written here. What was found goes into `data.j
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.data.clean import contradictions, duplicates, has_html, is_damaged, language_of, leaks, share
+from danlu.data.clean import contradictions, duplicates, has_html, is_damaged, language_of, leaks, normal_form, share
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.split import split
@@ -111,7 +112,7 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
         )
         raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
     settings = derive(asked, weights, encoded, chat, len(parts["validation"]))
-    findings = describe(sources, parts, encoded, dropped, labels, tokenizer)
+    findings = describe(base, sources, parts, encoded, dropped, labels, tokenizer)
     return Prepared(
         asked=asked,
         experiment=config.build(Experiment, settings),
@@ -266,11 +267,15 @@ def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: fl
     if share > limit:
         language = language_of([item.text for item in items])
         entries = [MODELS.get(name) for name in MODELS.names()]
-        fitting = [entry.name for entry in entries if entry.byte_level]
+        fitting = [
+            f"{entry.name} (unfit for {entry.unfit})" if entry.unfit else entry.name
+            for entry in entries
+            if entry.byte_level
+        ]
         raise UserError(
             f"{share:.0%} of the tokens are unknown to the tokenizer of {base.name}: the text is {language}",
-            f"choose a model for that language; of the catalogue {', '.join(fitting)} read{'s' * (len(fitting) == 1)} every script "
-            f"(a folder or a hub name works too), or allow it with unknown_share={min(1.0, math.ceil(share * 100) / 100)}",
+            f"give a model for that language: model=FOLDER or a hub name; of the catalogue only {', '.join(fitting)} reads its "
+            f"characters at all. unknown_share={min(1.0, math.ceil(share * 100) / 100)} trains all the same",
         )
 
 
@@ -324,16 +329,17 @@ def derive(
         min(longest, weights.context),
         f"the longest row has {longest} tokens, the model's context {weights.context}",
     )
-    if everything["steps"].value is None:
-        if everything["epochs"].value is None and everything["hours"].value is None:
-            fill(
-                "epochs",
-                3.0 if rows < 5_000 else 1.0,
-                f"{rows} training rows: " + ("three passes" if rows < 5_000 else "one pass is enough"),
+    if all(everything[key].value is None for key in ("steps", "epochs", "hours")):
+        passes = 3.0 if rows < 5_000 else 1.0
+        fill("epochs", passes, f"{rows} training rows: " + ("three passes" if rows < 5_000 else "one pass is enough"))
+    if everything["epochs"].value is not None:
+        epochs, asked_steps = everything["epochs"].value, everything["steps"].value
+        steps = max(1, round(epochs * math.ceil(rows / batch)))
+        if asked_steps is None or steps < asked_steps:
+            first = "" if asked_steps is None else f", which end before steps={asked_steps}"
+            everything["steps"] = Setting(
+                steps, f"derived: {epochs:g} passes over {rows} rows, {batch} at a time{first}"
             )
-        if everything["epochs"].value is not None:
-            steps = max(1, round(everything["epochs"].value * math.ceil(rows / batch)))
-            fill("steps", steps, f"{everything['epochs'].value:g} passes over {rows} rows, {batch} at a time")
     steps = everything["steps"].value
     times = 8 if steps is None or steps >= 80 else max(1, steps // 10)
     fill(
@@ -356,6 +362,7 @@ def derive(
 
 
 def describe(
+    base: Base,
     sources: Mapping[str, Source],
     parts: Mapping[str, list[Item]],
     encoded: Mapping[str, Encoded],
@@ -381,7 +388,21 @@ def describe(
             notes.append(
                 f"{len(unclear)} texts stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
             )
+    for name in ("validation", "test"):
+        if absent := [label for label in labels if parts[name] and all(item.label != label for item in parts[name])]:
+            few = len({item.group for item in parts["train"]}) if parts["train"][0].group is not None else 0
+            why = f" (training has only {few} groups)" if few and few < 20 else ""
+            notes.append(f"warning: {name} has no row of {', '.join(map(repr, absent[:5]))}{why}")
     texts = [item.text for item in parts["train"]]
+    if base.kind == "catalogue" and (unfit := MODELS.get(base.name).unfit):
+        language = language_of(texts)
+        if "Latin" not in language:
+            notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
+    spelled: dict[str, list[str]] = {}
+    for label in labels:
+        spelled.setdefault(normal_form(label), []).append(label)
+    for alike in (each for each in spelled.values() if len(each) > 1):
+        notes.append(f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width")
     for test, what in ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML")):
         if (found := share(texts, test)) >= 0.01:
             notes.append(f"{found:.0%} of the training rows contain {what}")
@@ -462,6 +483,7 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
             "name": base.name,
             "sha256": base.sha256,
             "licence": base.licence,
+            "hub": MODELS.get(base.name).hub if base.kind == "catalogue" else base.name if base.kind == "hub" else None,
             "kind": base.kind,
             "folder": str(base.folder),
             **({"adapter_on": adapter["danlu_base"]} if adapter and "danlu_base" in adapter else {}),
@@ -480,6 +502,17 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+LEARNED = "learned.txt"
+"""In a run's data/: the fingerprints of its training rows, so that an evaluation notices rows that were learned from."""
+
+
+def fingerprint(key: str) -> str:
+    """64 bits of a row's normal form."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def dump_items(items: Sequence[Item]) -> str:
     """Held-out rows as JSONL, readable again by `data=`."""
-    return "".join(json.dumps({"row": item.number, **item.values}, ensure_ascii=False) + "\n" for item in items)
+    return "".join(
+        json.dumps({"row": item.number, **item.values}, ensure_ascii=False, default=str) + "\n" for item in items
+    )

@@ -16,7 +16,20 @@ from typing import Any
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run, write_text
-from danlu.stages.card import LOWER_IS_BETTER, NOT_SHARES, figure, model_card, title, with_interval
+from danlu.stages.card import (
+    LOWER_IS_BETTER,
+    NOT_SHARES,
+    edges,
+    few_rows,
+    figure,
+    left_out,
+    model_card,
+    no_width,
+    over,
+    rests_on,
+    title,
+    with_interval,
+)
 from danlu.stages.plots import Series, line_plot, number, smooth, ticks
 
 
@@ -31,6 +44,9 @@ _SHOWN = (
 )  # in the plot; the others are in the table below it
 _EXAMPLES = 12  # of each kind
 _LABELS = 40  # of a confusion matrix
+_LONG_TEXT, _LONG_LINES = 1500, 24  # characters, lines: what is longer scrolls within its box
+_MUCH_CUT = 0.2  # of the tokens
+_SMOOTHED = 20  # steps, from which on a line is drawn smoothed as well
 
 
 def write(run: Path) -> Path:
@@ -106,6 +122,7 @@ def _render(view: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["length_class"] = _length_class
     ours = {"script": Markup(script), "script_hash": Markup(digest)}  # noqa: S704 - not from any data
     page = environment.get_template("report.html").render(view, **ours)
     return page.encode("utf-8", "replace").decode()  # a lone surrogate of a broken row becomes a question mark
@@ -136,7 +153,8 @@ def _view(
         "verdict": _verdict(evaluation),
         "alerts": _alerts(status, evaluation, data, steps, broken),
         "tiles": _tiles(facts, evaluation, data, steps),
-        "evaluation": {"split": evaluation.get("split"), "rows": evaluation.get("rows")},
+        "evaluation": {key: evaluation.get(key) for key in ("split", "rows", "answered")},
+        "left_out": left_out(evaluation),
         "has_evaluation": bool(evaluation),
         "level": f"{100 * evaluation.get('level', 0.95):.0f} %",
         **_metrics(evaluation),
@@ -184,9 +202,12 @@ def _verdict(evaluation: Mapping[str, Any]) -> str | None:
     said = [(one.get("comparison") or {}).get("verdict") for one in (before, baseline or {})]
     sentences = [str(sentence)[0].upper() + str(sentence)[1:] for sentence in said if sentence]
     if not sentences:
-        sentence = f"{title(metric)} {with_interval(metric, evaluation['metrics'][metric])}"
+        tested, rows = rests_on(evaluation, metric), over(evaluation, metric)
+        sentence = (
+            f"{title(metric)} {with_interval(metric, evaluation['metrics'][metric], tested)}{f' {rows}' * bool(rows)}"
+        )
         if metric in (before.get("metrics") or {}):
-            sentence += f"; the base model before: {with_interval(metric, before['metrics'][metric])}"
+            sentence += f"; the base model before: {with_interval(metric, before['metrics'][metric], tested)}"
         sentences = [sentence[0].upper() + sentence[1:]]
     return (
         ". ".join(sentences).replace("p < ", "p\u00a0<\u00a0").replace("p = ", "p\u00a0=\u00a0") + "."
@@ -204,11 +225,9 @@ def _alerts(
         alerts.append(f"This run failed{reached}; what is below is what it had written until then.")
     elif status == "running":
         alerts.append(f"This run was still going{reached} when the page was written.")
-    rows = evaluation.get("rows")
-    if rows and rows < 100:
-        alerts.append(
-            f"Only {rows} rows were tested: intervals from so few rows are wide, and somewhat narrower than they should be."
-        )
+    if few := few_rows(evaluation):
+        alerts.append(few)
+    alerts += _cut_alerts(data, evaluation)
     if data.get("leaks"):
         alerts.append(
             f"{data['leaks']:,} test or validation rows also occur in the training rows: the metrics flatter the model."
@@ -219,6 +238,29 @@ def _alerts(
     return alerts
 
 
+def _cut_alerts(data: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """What the model never saw of the rows, and whether the baselines did."""
+    cut, tokens, splits = (data.get(key) or {} for key in ("truncated", "tokens", "splits"))
+    rows = cut.get("rows") or 0
+    if not rows:
+        return []
+    alerts = []
+    # cut tokens are of all splits, the tokens kept are known of the training rows: the others are taken to be as long
+    kept = (tokens.get("train") or 0) * sum(splits.values()) / (splits.get("train") or math.inf)
+    share = cut.get("tokens", 0) / (kept + cut.get("tokens", 0)) if kept else 0.0
+    if share > _MUCH_CUT:
+        alerts.append(
+            f"About {100 * share:.0f} % of all tokens were cut away ({rows:,} rows): the model never read them. "
+            "A larger max_tokens keeps more."
+        )
+    if evaluation.get("baselines"):
+        alerts.append(
+            f"The model read {rows:,} row{'s' * (rows != 1)} only up to where they were cut to fit; the baselines were given the "
+            "whole texts. Part of a difference between them may come from that."
+        )
+    return alerts
+
+
 def _tiles(
     facts: Mapping[str, Any], evaluation: Mapping[str, Any], data: Mapping[str, Any], steps: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -226,12 +268,12 @@ def _tiles(
     metric = _main(evaluation)
     if metric is not None:
         ours = evaluation["metrics"][metric]
-        edges = with_interval(metric, ours)[len(figure(metric, ours.get("value"))) :].strip(" []")
+        said = edges(metric, ours, rests_on(evaluation, metric)).strip(" []()").replace(", ", " to ")
         tiles.append(
             {
                 "label": title(metric),
                 "value": figure(metric, ours.get("value")),
-                "note": edges.replace(", ", " to "),
+                "note": ", ".join(part for part in (said, over(evaluation, metric)) if part),
                 "main": True,
             }
         )
@@ -274,26 +316,33 @@ def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     sayings = [(one.get("comparison") or {}).get("verdict") for one in (before, *baselines)]
     table = [
         {
-            "title": title(metric),
-            "cells": [with_interval(metric, column[metric]) if metric in column else "–" for _, column in columns],
+            "title": ", ".join(part for part in (title(metric), over(evaluation, metric)) if part),
+            "cells": [
+                with_interval(metric, column[metric], rests_on(evaluation, metric)) if metric in column else "–"
+                for _, column in columns
+            ],
         }
         for metric in ours
     ]
+    labels = (evaluation.get("confusion") or {}).get("labels") or []
     each = [
         {
             "label": label,
-            **{key: with_interval(key, _found(row.get(key))) for key in ("precision", "recall", "f1")},
+            **{
+                key: with_interval(key, _found(row.get(key)), _tested(row, key))
+                for key in ("precision", "recall", "f1")
+            },
             **{key: number(row.get(key)) for key in ("rows", "predicted")},
         }
         for label, row in (evaluation.get("per_class") or {}).items()
     ]
     return {
-        "forest": [_forest(metric, columns) for metric in dict.fromkeys(shown)],
+        "forest": [_forest(evaluation, metric, columns) for metric in dict.fromkeys(shown)],
         "comparisons": [str(one)[0].upper() + str(one)[1:] + "." for one in sayings if one],
         "rest": table if len(ours) > len(set(shown)) else [],
         "rest_columns": [name for name, _ in columns],
         "per_class": each,
-        "baselines": [{"name": one.get("name"), "about": _about(one)} for one in baselines],
+        "baselines": [{"name": one.get("name"), "about": _about(one, labels)} for one in baselines],
     }
 
 
@@ -301,8 +350,15 @@ def _found(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def _forest(metric: str, columns: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def _tested(row: Mapping[str, Any], key: str) -> int | None:
+    """The rows that a figure of one label rests on: recall on those that have it, precision on those said to."""
+    wanted = {"recall": ("rows",), "precision": ("predicted",)}.get(key, ("rows", "predicted"))
+    return min((row[name] for name in wanted if row.get(name) is not None), default=None)
+
+
+def _forest(evaluation: Mapping[str, Any], metric: str, columns: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """One metric: a row for each model on an axis they share."""
+    tested = rests_on(evaluation, metric)
     having = [(name, column[metric]) for name, column in columns if metric in column]
     ends = [found[key] for _, found in having for key in ("low", "value", "high") if _finite(found.get(key))]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
@@ -322,13 +378,13 @@ def _forest(metric: str, columns: list[tuple[str, Mapping[str, Any]]]) -> dict[s
             "us": name == "this model",
             "at": place(found.get("value")),
             "left": left,
-            "width": None if left is None or right is None else round(right - left, 2),
+            "width": None if left is None or right is None or no_width(found, tested) else round(right - left, 2),
             "text": figure(metric, found.get("value")),
-            "edges": with_interval(metric, found)[len(figure(metric, found.get("value"))) :].strip(),
+            "edges": edges(metric, found, tested),
         })  # fmt: skip
     return {
         "title": title(metric),
-        "better": "lower is better" if metric in LOWER_IS_BETTER else "",
+        "better": ", ".join(filter(None, [over(evaluation, metric), "lower is better" * (metric in LOWER_IS_BETTER)])),
         "rows": rows,
         "ticks": [
             {"at": place(tick), "text": number(tick) if metric in NOT_SHARES else f"{number(round(100 * tick, 9))} %"}
@@ -341,10 +397,13 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _about(baseline: Mapping[str, Any]) -> str:
-    said = ", ".join(
-        f"{key.replace('_', ' ')} {_value(value)}" for key, value in (baseline.get("settings") or {}).items()
-    )
+def _about(baseline: Mapping[str, Any], labels: list[Any]) -> str:
+    """Its settings and notes in words; a label that is given by its number by its name."""
+    settings = dict(baseline.get("settings") or {})
+    chosen = settings.get("label")
+    if isinstance(chosen, int) and 0 <= chosen < len(labels):
+        settings["label"] = labels[chosen]
+    said = ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in settings.items())
     return ". ".join(part for part in (said, *map(str, baseline.get("notes") or [])) if part)
 
 
@@ -407,14 +466,15 @@ def _curves(steps: list[dict[str, Any]], timings: list[dict[str, Any]]) -> tuple
         {"step": step["step"], **step["validation"]} for step in steps if isinstance(step.get("validation"), dict)
     ]
     weight = 1 - 1 / max(5, len(xs) / 40)  # over about a fortieth of the run
-    raw = (
-        [Series("each step", xs, losses, "raw"), Series("smoothed", xs, smooth(losses, weight))]
-        if len(xs) > 8
-        else [Series("training", xs, losses)]
-    )
+
+    def each_step(at: list[float], values: list[float], name: str) -> list[Series]:
+        if len(at) <= _SMOOTHED:
+            return [Series(name, at, values)]
+        return [Series("each step", at, values, "raw"), Series("smoothed", at, smooth(values, weight))]
+
     loss = line_plot(
         "Loss",
-        [*raw, Series("validation", *_column(checks, "loss"), look="dots")],
+        [*each_step(xs, losses, "training"), Series("validation", *_column(checks, "loss"), look="dots")],
         about="nats; lower is better",
         wide=True,
     )
@@ -427,8 +487,7 @@ def _curves(steps: list[dict[str, Any]], timings: list[dict[str, Any]]) -> tuple
         "Gradient norm": _column(steps, "gradient_norm"),
         "Tokens per second": _column(timings, "tokens_per_second"),
     }.items():
-        both = [Series("each step", at, values, "raw"), Series("smoothed", at, smooth(values, weight))]
-        plots.append(line_plot(name, both, zero=True))
+        plots.append(line_plot(name, each_step(at, values, name.lower()), zero=True))
     return loss, [plot for plot in plots if plot]
 
 
@@ -452,11 +511,12 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     rows, tokens, cut = (data.get(key) or {} for key in ("rows", "tokens", "truncated"))
     lengths = tokens.get("lengths") or {}
     unknown = data.get("unknown_share")
+    labels = data.get("labels") or {}
     facts: dict[str, Any] = {
         "rows read": rows.get("read"),
         "rows kept": rows.get("kept"),
         "training tokens": tokens.get("train"),
-        "of them learned": tokens.get("learned"),
+        "rows labelled" if labels else "of them learned": tokens.get("learned"),
         "median row, tokens": lengths.get("median"),
         "95 % of rows are within, tokens": lengths.get("p95"),
         "unknown tokens": None if unknown is None else f"{100 * unknown:.2f} %",
@@ -464,10 +524,9 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         "texts in two splits": data.get("leaks"),
         "rows cut to fit": cut.get("rows"),
         "tokens cut away": cut.get("tokens") or None,
-        "of them to be learned": cut.get("learned") if cut.get("tokens") else None,
+        "of them to be learned": cut.get("learned") if cut.get("tokens") and not labels else None,
     }
     splits = data.get("splits") or {}
-    labels = data.get("labels") or {}
     label_splits = list(dict.fromkeys(split for counts in labels.values() for split in counts))
     return {
         "data": bool(data),
@@ -492,8 +551,18 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
             for one in rows.get("dropped") or []
         ],
         "notes": [str(note) for note in data.get("notes") or []],
-        "view": data.get("view") or [],
+        "view": [{**row, "label": _label(row.get("label"), list(labels))} for row in data.get("view") or []],
     }
+
+
+def _label(found: Any, labels: list[str]) -> str | None:
+    """The name of a row's label, which is a number in their order."""
+    return labels[found] if isinstance(found, int) and 0 <= found < len(labels) else found
+
+
+def _length_class(text: str) -> str:
+    """`long` for a text that scrolls within its box; others are shown whole."""
+    return "long" if len(text) > _LONG_TEXT or text.count("\n") >= _LONG_LINES else ""
 
 
 def _histogram(lengths: Mapping[str, Any]) -> dict[str, Any] | None:

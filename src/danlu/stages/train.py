@@ -30,7 +30,7 @@ from danlu.models import pretrained
 from danlu.stages import evaluate, preflight, report
 from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
 from danlu.stages.load import seal
-from danlu.stages.prepare import Prepared, dump_items, lineage, number, prepare
+from danlu.stages.prepare import LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare
 from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
 from danlu.training.fit import fit
@@ -51,7 +51,7 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         Interrupted: Ctrl-C or TERM; the run can be resumed.
     """
     out = asked.extra.get("out")
-    path = Path(out) if out else fresh_name(asked.recipe, str(asked.experiment.model.model))
+    path = Path(str(out)) if out else fresh_name(asked.recipe, str(asked.experiment.model.model))
     if is_run(path):
         return go_on(Run(path), asked, say, data)
     prepared = prepare(asked, data, say)
@@ -81,10 +81,10 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, OSError) as error:
+    except Exception as error:
         if new and not run.has("metrics.jsonl"):
             shutil.rmtree(run.path, ignore_errors=True)
-        else:
+        elif not isinstance(error, Interrupted):
             with contextlib.suppress(UserError):  # on a full disk not even this can be written
                 run.update(status="failed")
         if isinstance(error, OSError) and error.errno in FULL:
@@ -108,6 +108,8 @@ def begin(run: Run, prepared: Prepared, data: Any) -> None:
         rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in prepared.sources["data"].rows)
         write_text(folder / "data.jsonl", "".join(f"{row}\n" for row in rows))
         run.update(kept_rows_sha256=sha256(folder / "data.jsonl"))
+    learned = sorted({fingerprint(item.key) for item in prepared.items["train"]})
+    write_text(folder / LEARNED, "\n".join(learned) + "\n")
     run.write("data.json", prepared.findings)
     write_settings(run, prepared)
 
@@ -153,7 +155,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
             used["data"] = Setting(str(run.path / "data" / "data.jsonl"), KEPT)
             old["data"] = facts["kept_rows_sha256"]
         if longer and asked is not None:
-            used["steps"] = asked.settings["steps"]
+            used |= {"steps": asked.settings["steps"], "epochs": Setting(None, "steps were raised")}
         again = {key: Setting(value, used[key].origin) for key, value in written["asked"].items()}
         prepared = prepare(Asked(written["recipe"], used), say=say)
         for role, source in prepared.sources.items():
@@ -229,7 +231,7 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
     until = number(prepared.experiment.training.steps)
     seconds = expected["seconds_per_step"] * until
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
-    for line in preflight.expectation(expected, until):
+    for line in preflight.expectation(expected, until, number(options.validate_every)):
         say(line)
     return prepared
 

@@ -31,7 +31,7 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
     """LoRA (Hu et al. 2021): W x + (alpha / rank) B A x with W frozen, B zero at first. A task's new head is trained whole.
 
     Raises:
-        UserError: `lora_targets` names no linear layer of this model.
+        UserError: `lora_targets` names no linear layer of this model, or `rank` is wider than all it names.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -47,6 +47,12 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
         raise UserError(
             f"lora_targets: {missing[0] if missing else wanted} names no linear layer",
             f"this model has {', '.join(names)}",
+        )
+    widest = max(max(model.get_submodule(name).weight.shape) for name in targets)
+    if options.rank > widest:
+        raise UserError(
+            f"rank={options.rank}: wider than every layer it would adapt (the widest has {widest})",
+            f"give a rank of at most {widest}; 4 to 64 is usual",
         )
     heads = {name: p for name, p in model.named_parameters() if matches(name, "head")}
     config = LoraConfig(

@@ -89,19 +89,18 @@ class Conversations:
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         form = recognise(source, self.columns)
+        group = group_column(source, self.group)
         self.said = f"chat in {form} form"
         account, found = Account(), []
         for row in source.rows:
             try:
                 messages = conversation(row, form, self.system, self.columns)
+                member = None if group is None else str(cell(row, group))
             except UserError as error:
                 refuse(error, row, self.bad_rows, account)
                 continue
-            text = "\n".join(f"{message['role']}: {message['content'] or ''}" for message in messages)
-            group = None if self.group is None else str(cell(row, self.group))
-            found.append(
-                Item(row.number, row.place, normal_form(said_in(messages)), text, {"messages": messages}, group=group)
-            )
+            text = said_in(messages)
+            found.append(Item(row.number, row.place, normal_form(text), text, {"messages": messages}, group=member))
         return found, account
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
@@ -151,6 +150,7 @@ class LabelledTexts:
     def items(self, source: Source) -> tuple[list[Item], Account]:
         text_column = column(source, self.data.text, TEXTS, "text")
         label_column = column(source, self.data.label, LABELS, "label")
+        group = group_column(source, self.data.group)
         self.said = f"texts in column {text_column!r}, labels in column {label_column!r}"
         account, found = Account(), []
         for row in source.rows:
@@ -160,16 +160,18 @@ class LabelledTexts:
                     raise UserError(
                         f"{row.place}: {text_column}: found {text!r}, expected text", "mend or remove the row"
                     )
-                if label is None or isinstance(label, (list, dict, float)) or str(label).strip() == "":
+                if not isinstance(label, (str, int)) or not str(label).strip():
                     raise UserError(
                         f"{row.place}: {label_column}: found {label!r}, expected a label", "mend or remove the row"
                     )
+                member = None if group is None else str(cell(row, group))
             except UserError as error:
                 refuse(error, row, self.data.bad_rows, account)
                 continue
-            group = None if self.data.group is None else str(cell(row, self.data.group))
-            values = {"text": text, "label": str(label)}
-            found.append(Item(row.number, row.place, normal_form(text), text, values, str(label), group))
+            name = str(label).strip()
+            found.append(
+                Item(row.number, row.place, normal_form(text), text, {"text": text, "label": name}, name, member)
+            )
         return found, account
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
@@ -195,9 +197,15 @@ class LabelledTexts:
         return Encoded(Rows.with_labels(ids, labels, numbers), account, tokens, unknown, longest, dict(cut))
 
 
+def group_column(source: Source, wanted: str | None) -> str | None:
+    """The column of `group=`, which must be there."""
+    return None if wanted is None else column(source, wanted, (), "group")
+
+
 def said_in(messages: Sequence[dict[str, Any]]) -> str:
-    """Everything a conversation says, tool calls included, to tell whether two are the same."""
-    return json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str)
+    """A conversation as text, tool calls included, to tell whether two are the same."""
+    calls = ("" if not (c := message.get("tool_calls")) else json.dumps(c, default=str) for message in messages)
+    return "\n".join(f"{m['role']}: {m['content'] or ''}{call}" for m, call in zip(messages, calls, strict=True))
 
 
 def cut_to(ids: list[int], limit: int, tokenizer: Tokenizer) -> list[int]:

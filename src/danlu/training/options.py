@@ -11,7 +11,7 @@ from danlu.core.config import option
 class TrainingOptions:
     """How long, how fast and in what steps the weights move."""
 
-    steps: int | None = option(None, "updates; derived from epochs", low=1)
+    steps: int | None = option(None, "updates; derived from epochs", low=1, high=10**9)
     epochs: float | None = option(None, "passes over the training rows", low=0.0)
     hours: float | None = option(None, "time limit; training stops at the first update past it", low=0.0)
     batch_size: int | None = option(None, "rows in an update; derived from the number of rows", low=1)
@@ -21,11 +21,11 @@ class TrainingOptions:
     optimizer: str = option("adamw", "adamw, adam, or sgd (with momentum=)", choices=("adamw", "adam", "sgd"))
     learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)
     learning_rates: dict[str, float] | None = option(
-        None, "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6"
+        None, "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6", low=0.0
     )
     momentum: float = option(0.9, "sgd: momentum", low=0.0, high=1.0)
-    beta1: float = option(0.9, "adam: decay of the mean", low=0.0, high=1.0)
-    beta2: float = option(0.999, "adam: decay of the squared mean", low=0.0, high=1.0)
+    beta1: float = option(0.9, "adam: decay of the mean", low=0.0, below=1.0)
+    beta2: float = option(0.999, "adam: decay of the squared mean", low=0.0, below=1.0)
     epsilon: float = option(1e-8, "adam: added to the denominator", low=0.0)
     weight_decay: float = option(0.01, "adamw: decoupled decay of matrices; sgd and adam: L2 term", low=0.0)
     schedule: str = option("cosine", "learning rate after warm-up", choices=("cosine", "linear", "constant", "wsd"))
@@ -39,5 +39,5 @@ class TrainingOptions:
     )
     validation_rows: int | None = option(None, "largest number of validation rows looked at each time", low=1)
     patience: int | None = option(3, "stop after so many validations without a better loss; none never stops", low=1)
-    seed: int = option(0, "of everything random", low=0)
+    seed: int = option(0, "of everything random", low=0, high=2**63 - 1)
     threads: int | None = option(None, "CPU threads; derived from the machine", low=1)
