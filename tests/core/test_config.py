@@ -10,6 +10,7 @@ import pytest
 
 from danlu.core.config import Setting, build, flat, option
 from danlu.core.errors import UserError
+from danlu.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,19 @@ def test_a_wrong_choice_suggests_the_right_one() -> None:
 def test_what_was_written_reads_back() -> None:
     settings = made(steps="5", freeze="head", learning_rates="head=1e-3", data="x.jsonl")
     assert made(**settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("seed", 2**63, 2**63 - 1),
+        ("steps", 10**9 + 1, 10**9),
+        ("beta1", 1, 0.99),
+        ("beta2", "1.0", 0.0),
+        ("learning_rates", "head=1e-3,layers.0=-1e-5", {"head": 0.0}),
+    ],
+)
+def test_the_bounds_of_training(key: str, wrong: Any, right: Any) -> None:
+    assert flat(build(Experiment, {key: Setting(right, "file")}))[key] == right
+    with pytest.raises(UserError, match=f"^{key}: found .*, expected a number (at least|between) "):
+        build(Experiment, {key: Setting(wrong, "file")})

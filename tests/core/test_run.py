@@ -12,6 +12,7 @@ import pytest
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run, create, delete, fresh_name, is_run, list_runs, open_run, write_text
+from danlu.stages import inspect
 
 
 HOLD = """
@@ -133,3 +134,31 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(target, "before")
     subprocess.run([sys.executable, "-c", FULL, target], check=True)
     assert target.read_text() == "before" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"format": 1, "name": "x"}', "{" * 9, '{"a":' + "[" * 100_000, "\xff"]
+)
+def test_a_run_json_of_somebody_else_is_no_run(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (place := Path("runs/theirs")).mkdir(parents=True)
+    (place / "run.json").write_text(content, "latin-1")
+    assert not is_run(place)
+    with pytest.raises(UserError, match="exists and is not a danlu run"):
+        create(place)
+    for look in (inspect.remove, open_run):
+        with pytest.raises(UserError, match=r"run\.json is damaged, or not of a danlu run"):
+            look("theirs")
+    assert (place / "run.json").read_text("latin-1") == content
+    create(Path("runs/whole"), task="chat")
+    theirs, whole = inspect.runs()
+    assert theirs["status"].startswith("broken: ") and whole["task"] == "chat"
+
+
+def test_a_run_is_not_deleted_through_a_link(tmp_path: Path) -> None:
+    run = create(tmp_path / "mine")
+    (link := tmp_path / "link").symlink_to(run.path)
+    before = sorted(run.path.iterdir())
+    with pytest.raises(UserError, match=f"is a symbolic link to {run.path}; nothing was deleted"):
+        delete(Run(link))
+    assert sorted(run.path.iterdir()) == before and link.is_symlink()

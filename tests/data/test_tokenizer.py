@@ -277,3 +277,40 @@ def test_importing_it_loads_neither_torch_nor_transformers():
         [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, check=True
     )
     assert run.stdout.strip() == b"[]"
+
+
+LOOPS = "".join(f"{{% for a{i} in range(20) %}}" for i in range(19)) + "x" + "{% endfor %}" * 19
+FORKS = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LOOPS * 2, "fails|cannot be compiled|more than"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "more than 3,000,000 passes"),
+        (FORKS, "more than 3,000,000 passes"),
+        ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "cannot be compiled"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be compiled"),
+        ("{{ " + "9" * 9999 + " }}", "cannot be compiled"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails on this conversation"),
+        ("{{ messages | tojson(indent=10**9) }}", "indent=1000000000.: at most 16"),
+        ("{{ 10 ** (10 ** 10) }}", "too large"),
+        ("{{ 'a' * 10**11 }}", "too large"),
+        ("{{ 1e308 ** 9 }}", "fails on this conversation"),
+    ],
+)
+def test_a_template_without_an_end_or_a_bottom_is_a_clear_error(small, tmp_path, template, says):
+    file = tmp_path / "template.jinja"
+    file.write_text(template)
+    with pytest.raises(UserError, match=says):
+        Tokenizer.load(small, str(file)).render(CHAT)
+
+
+def test_a_message_without_a_bottom_is_a_clear_error(small, tmp_path):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    file = tmp_path / "template.jinja"
+    file.write_text(CHATML)
+    with pytest.raises(UserError, match="fails on this conversation"):
+        Tokenizer.load(small, str(file)).render([{"role": "user", "content": deep}])

@@ -188,7 +188,7 @@ def test_a_folder_and_a_run_are_taken_as_they_are(llama: Path, cache: Path, tmp_
     base = resolve(str(llama), lambda line: None)
     assert (base.kind, base.folder, base.licence) == ("folder", llama, "apache-2.0")
     (run := tmp_path / "run").mkdir()
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text('{"format": 1, "name": "run", "created": "today"}')
     with pytest.raises(UserError, match="no final model yet"):
         resolve(str(run))
     llama.rename(run / "model")

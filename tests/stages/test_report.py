@@ -256,7 +256,8 @@ def test_rows_cannot_run_scripts(tmp_path):
     assert page.text.count("{{ 7*7 }}") > 10 and "49" not in page.text
     assert HOSTILE not in page.source and html.escape(HOSTILE).split("&gt;")[0] in page.source
     card = (tmp_path / "run" / "model" / "README.md").read_text("utf-8")
-    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == HOSTILE
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["datasets"] == [HOSTILE] and "base_model" not in front
     assert "\n<" not in card and not re.search(
         r"(?<![\\`])<script", re.sub(r"`[^`\n]*`", "", card.split("---\n", 2)[2])
     )
@@ -360,9 +361,10 @@ def test_model_card(finished):
     card = (folder / "model" / "README.md").read_text("utf-8")
     _, front, body = card.split("---\n", 2)
     found = yaml.safe_load(front)
-    assert {key: found[key] for key in ("license", "base_model", "library_name", "pipeline_tag")} == {
-        "license": "apache-2.0", "base_model": "minilm", "library_name": "transformers", "pipeline_tag": "text-classification",
+    assert {key: found[key] for key in ("license", "library_name", "pipeline_tag")} == {
+        "license": "other", "library_name": "transformers", "pipeline_tag": "text-classification",
     }  # fmt: skip
+    assert "base_model" not in found and "The licence of `tickets.jsonl` is not stated" in body
     evaluation = json.loads((folder / "evaluation.json").read_text("utf-8"))
     measured = {metric["type"]: metric["value"] for metric in found["model-index"][0]["results"][0]["metrics"]}
     assert measured["accuracy"] == pytest.approx(evaluation["metrics"]["accuracy"]["value"])
@@ -379,6 +381,121 @@ def test_model_card(finished):
     ):
         assert part in body
     assert "| accuracy | " in body and "[" in body
+
+
+@pytest.mark.parametrize(
+    ("model", "licence", "public", "given"),
+    [
+        ({"name": "minilm", "hub": "owner/minilm", "kind": "catalogue"}, "CC-BY-4.0", "owner/minilm", "apache-2.0"),
+        ({"name": "owner/minilm", "hub": None, "kind": "hub"}, "CC-BY-4.0", None, "apache-2.0"),
+        ({"name": "owner/minilm", "kind": "hub"}, None, "owner/minilm", "other"),
+        ({"name": "models/minilm", "kind": "folder"}, "not stated", None, "other"),
+    ],
+)
+def test_the_front_of_the_card_claims_only_what_is_known(tmp_path, model, licence, public, given):
+    sources = [{"role": "data", "name": "a.jsonl", "rows": 9, "licence": licence}]
+    put(
+        tmp_path, {"run.json": {"name": "r", "lineage": {"model": {**model, "licence": "Apache-2.0"}, "data": sources}}}
+    )
+    (tmp_path / "model").mkdir()
+    report.write(tmp_path)
+    _, front, body = (tmp_path / "model" / "README.md").read_text("utf-8").split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert (found["license"], found.get("base_model")) == (given, public)
+    assert ("base_model_relation" in found) == (public is not None)
+    assert ("given as `other`" in body) == (given == "other")
+
+
+def test_figures_of_answers_say_how_many_answers_they_rest_on(tmp_path):
+    evaluation = {
+        "split": "test",
+        "rows": 150,
+        "answered": 12,
+        "primary": "exact_match",
+        "metrics": {
+            "perplexity": {"value": 7.31, "low": 6.8, "high": 7.9},
+            "exact_match": {"value": 1.0, "low": 1.0, "high": 1.0},
+            "rouge_l": {"value": 0.41, "low": 0.37, "high": 0.45},
+        },
+        "dropped": [{"reason": "nothing to learn is left within 64 tokens", "count": 2, "examples": ["a.jsonl:3"]}],
+        "cut": {"rows": 3, "tokens": 120, "learned tokens cut off": 40},
+    }
+    put(tmp_path, {"run.json": {"name": "r", "task": "chat"}, "evaluation.json": evaluation})
+    (tmp_path / "model").mkdir()
+    page = Page(report.write(tmp_path))
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    few = "Only 12 answers were compared: intervals from so few are wide, and still narrower than they should be."
+    for words in (
+        few,
+        "Left out of the test: 2, nothing to learn is left within 64 tokens (a.jsonl:3).",
+        "Cut to fit: 3 test rows, of which 120 tokens were not read.",
+        "Of the test: 40 learned tokens cut off.",
+    ):
+        assert words in page.text and words in card, words
+    assert "ROUGE-L over 12 answers" in page.text and "perplexity over 150 rows, lower is better" in page.text
+    assert "Exact match 100.0 % (n too small for an interval) over 12 answers" in page.text
+    assert "| exact match, over 12 answers | 100.0 % (n too small for an interval) |" in card
+    assert "| perplexity, over 150 rows | 7.31 [6.8, 7.9] |" in card
+    assert "[100.0, 100.0]" not in page.text + card
+
+
+def test_an_interval_of_no_width_over_many_rows_is_shown(tmp_path):
+    certain = {"value": 1.0, "low": 1.0, "high": 1.0}
+    put(tmp_path, {"evaluation.json": {"split": "test", "rows": 400, "metrics": {"accuracy": certain}}})
+    assert "[100.0, 100.0]" in Page(report.write(tmp_path)).text
+
+
+def test_a_classifiers_data_is_told_as_texts_and_labels(tmp_path):
+    put(
+        tmp_path,
+        {
+            "run.json": {"name": "r", "task": "text-classification"},
+            "data.json": {
+                "splits": {"train": 480, "validation": 60, "test": 60},
+                "tokens": {"train": 61440, "learned": 480},
+                "truncated": {"rows": 600, "tokens": 1034208, "learned": 0},
+                "labels": {"ham": {"train": 327}, "spam": {"train": 153}},
+                "view": [{"row": 1, "pieces": [["buy now", False]], "label": 1}],
+            },
+            "evaluation.json": {
+                "split": "test",
+                "rows": 200,
+                "metrics": {"accuracy": {"value": 0.9, "low": 0.85, "high": 0.95}},
+                "confusion": {"labels": ["ham", "spam"], "matrix": [[120, 10], [10, 60]]},
+                "baselines": [{"name": "majority class", "settings": {"label": 0, "share": 0.68}, "metrics": {}}],
+            },
+        },
+    )
+    page = Page(report.write(tmp_path))
+    assert "rows labelled480" in page.text.replace(" 480", "480") and "of them" not in page.text
+    assert "buy nowspam" in page.text and "counts in the loss" not in page.text
+    assert "label ham, share 0.68" in page.text
+    assert "About 93 % of all tokens were cut away (600 rows)" in page.text
+    assert "the baselines were given the whole texts" in page.text
+
+
+def test_nothing_is_warned_of_when_little_was_cut_and_no_baseline_saw_more(tmp_path):
+    data = {"splits": {"train": 80, "test": 20}, "tokens": {"train": 8000}, "truncated": {"rows": 3, "tokens": 100}}
+    put(tmp_path, {"data.json": data})
+    page = Page(report.write(tmp_path))
+    assert "were cut away" not in page.text and "baselines" not in page.text and 'class="alert"' not in page.source
+
+
+def test_short_texts_are_shown_whole_and_long_ones_scroll(tmp_path):
+    lines = "\n\n".join(f"line {i}" for i in range(8))
+    example = {"input": "short", "expected": lines, "answer": "word " * 400, "right": False, "before": None}
+    put(tmp_path, {"evaluation.json": {"split": "test", "rows": 150, "metrics": {}, "examples": [example]}})
+    page = Page(report.write(tmp_path))
+    boxes = [attrs.get("class", "").split() for tag, attrs in page.tags if tag == "dd"]
+    assert ["long" in box for box in boxes] == [False, True]
+
+
+@pytest.mark.parametrize(("steps", "smoothed"), [(20, 0), (21, 3)])
+def test_lines_of_many_steps_are_smoothed(tmp_path, steps, smoothed):
+    lines = [{"step": s, "loss": 2 / s, "gradient_norm": 1.0 + s % 3} for s in range(1, steps + 1)]
+    timings = [{"step": s, "tokens_per_second": 100.0 + s} for s in range(1, steps + 1)]
+    put(tmp_path, {"run.json": {"name": "r"}, "metrics.jsonl": lines, "timings.jsonl": timings})
+    assert Page(report.write(tmp_path)).text.count("smoothed") == smoothed
 
 
 def test_card_of_an_adapter(finished, tmp_path):

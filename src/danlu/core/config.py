@@ -97,8 +97,11 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
             or (high is not None and number > high)
             or (below is not None and number >= below)
         ):
-            words = {"at least": low, "at most": high, "below": below}
-            bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+            least, most, less = (
+                f"{b:g}" if isinstance(b, float) else f"{b:,}" if b is not None else "" for b in (low, high, below)
+            )
+            bounds = f"between {least or 0} and {most}" if most else f"at least {least or 0}"
+            bounds += f" and below {less}" if less else ""
             raise UserError(
                 f"{key}: found {value!r} ({setting.origin}), expected a number {bounds}",
                 field.metadata.get("about", ""),

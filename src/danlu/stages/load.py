@@ -96,12 +96,30 @@ def _whole(base: Base) -> Weights:
     from danlu.models import encoder
 
     config = read_json(base.folder / "config.json")
+    _check_numbers(base.folder / "config.json", config)
     context = _count(base, config, "max_position_embeddings", "n_positions") or 2048
     if config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         context -= 2  # positions start behind the padding token's
     named = {"name": base.name, "sha256": base.sha256, "folder": str(base.folder.resolve())}
     vocabulary, bidirectional = _count(base, config, "vocab_size"), encoder.supports(config)
     return Weights(base.folder, None, named, context, count_parameters(base.folder), vocabulary, bidirectional)
+
+
+def _check_numbers(file: Path, config: dict[str, Any]) -> None:
+    """What would fail only in the first forward pass, in words nobody understands, or never come to an end."""
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"):
+        value = config.get(key, 1.0)
+        if value is None and key == "rope_theta":
+            continue
+        if type(value) not in (int, float) or not 0 < value < 1e12:
+            raise UserError(f"{file}: {key} is {value!r}, expected a number above 0", "copy or fetch the model again")
+    for key, most in (("num_hidden_layers", 10_000), ("num_attention_heads", 10_000), ("hidden_size", 10_000_000)):
+        value = config.get(key, 1)
+        if not isinstance(value, list) and (type(value) is not int or not 1 <= value <= most):  # a list: one a layer
+            raise UserError(
+                f"{file}: {key} is {value!r}, expected a whole number between 1 and {most:,}",
+                "copy or fetch the model again",
+            )
 
 
 def _count(base: Base, config: dict[str, Any], *keys: str) -> int | None:

@@ -293,7 +293,7 @@ def _tiles(
     splits = data.get("splits") or {}
     if "train" in splits:
         others = " + ".join(f"{number(rows)} {name}" for name, rows in splits.items() if name != "train")
-        tiles.append({"label": "rows trained on", "value": number(splits["train"]), "note": others, "main": False})
+        tiles.append({"label": "training rows", "value": number(splits["train"]), "note": others, "main": False})
     if facts.get("seconds") is not None or steps:
         taken = _duration(facts["seconds"]) if facts.get("seconds") is not None else "–"
         note = f"{number(steps[-1]['step'])} steps" if steps else ""

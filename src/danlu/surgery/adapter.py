@@ -48,7 +48,7 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
             f"lora_targets: {missing[0] if missing else wanted} names no linear layer",
             f"this model has {', '.join(names)}",
         )
-    widest = max(max(model.get_submodule(name).weight.shape) for name in targets)
+    widest = max(max(model.get_parameter(f"{name}.weight").shape) for name in targets)
     if options.rank > widest:
         raise UserError(
             f"rank={options.rank}: wider than every layer it would adapt (the widest has {widest})",
@@ -174,7 +174,8 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
     beyond = [key for key in BEYOND if config.get(key)]
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
         beyond.append("init_lora_weights")  # pissa, olora and the like change the base weights themselves
-    if beyond or not isinstance(config["target_modules"], list):
+    targets = config["target_modules"]
+    if beyond or not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise UserError(
             f"{folder}/adapter_config.json: {(beyond or ['target_modules'])[0]}: this kind of LoRA would be computed otherwise here",
             "merge it with PEFT first",
@@ -183,7 +184,7 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
         rank=config["r"],
         alpha=config["lora_alpha"],
         lora_dropout=config.get("lora_dropout", 0.0),
-        lora_targets=tuple(config["target_modules"]),
+        lora_targets=tuple(targets),
     )
     add_lora(model, options, seed=0)
     names = {PREFIX + plain_name(name): p for name, p in model.named_parameters() if "lora_" in name}
