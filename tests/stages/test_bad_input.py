@@ -60,7 +60,7 @@ def classify(refused, sorter, tmp_path):
         (["finetune", "chat", "steps=1", "steps=2"], ["steps= is given twice"]),
         (["finetune", "chat", "steps=many"], ["steps: found 'many'", "a whole number"]),
         (["finetune", "chat", "steps=1.5"], ["steps: found '1.5'", "a whole number"]),
-        (["finetune", "chat", "steps=0"], ["steps: found '0'", "at least 1"]),
+        (["finetune", "chat", "steps=0"], ["steps: found '0'", "between 1 and"]),
         (["finetune", "chat", "epochs=0"], ["epochs: found 0, expected more than 0"]),
         (["finetune", "chat", "learning_rate=nan"], ["learning_rate: found 'nan'", "a number"]),
         (["finetune", "chat", "learning_rates=head"], ["learning_rates: found 'head'", "name=number pairs"]),

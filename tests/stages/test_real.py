@@ -10,7 +10,7 @@ from danlu.core.track import read_lines
 def test_smollm2_learns_to_write_synopses(smollm2, danlu, conversations, tmp_path):
     data = tmp_path / "chat.jsonl"
     data.write_text("".join(json.dumps({"messages": row["messages"][:2]}) + "\n" for row in conversations))
-    result = danlu("finetune", "chat", "model=smollm2-135m", f"data={data}", "steps=4", "batch_size=4", "learning_rate=5e-4", "lora_targets=q_proj,v_proj", "validate_every=4", "answers=1", "answer_tokens=12", "threads=1", "out=r")  # fmt: skip
+    result = danlu("finetune", "chat", "model=smollm2-135m", f"data={data}", "steps=4", "batch_size=4", "learning_rate=5e-4", "lora_targets=q_proj,v_proj", "validate_every=4", "answers=1", "answer_tokens=12", "threads=1", "precision=float32", "out=r")  # fmt: skip
     assert result.code == 0, result.err
     losses = [line["loss"] for line in read_lines(tmp_path / "r" / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 4
@@ -23,7 +23,7 @@ def test_smollm2_learns_to_write_synopses(smollm2, danlu, conversations, tmp_pat
 
 
 def test_minilm_sorts_descriptions_and_is_compared_with_honest_baselines(minilm, danlu, text_file, tmp_path):
-    result = danlu("finetune", "text-classification", "model=minilm", f"data={text_file}", "epochs=2", "batch_size=8", "learning_rate=3e-4", "test_share=0.3", "threads=1", "out=r")  # fmt: skip
+    result = danlu("finetune", "text-classification", "model=minilm", f"data={text_file}", "epochs=2", "batch_size=8", "learning_rate=3e-4", "test_share=0.3", "threads=1", "precision=float32", "out=r")  # fmt: skip
     assert result.code == 0, result.err
     evaluation = json.loads((tmp_path / "r" / "evaluation.json").read_text())
     accuracy = evaluation["metrics"]["accuracy"]

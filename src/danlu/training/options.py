@@ -12,7 +12,7 @@ class TrainingOptions:
     """How long, how fast and in what steps the weights move."""
 
     steps: int | None = option(None, "updates; derived from epochs", low=1, high=10**9)
-    epochs: float | None = option(None, "passes over the training rows", low=0.0)
+    epochs: float | None = option(None, "passes over the training rows", low=0.0, high=1e6)
     hours: float | None = option(None, "time limit; training stops at the first update past it", low=0.0)
     batch_size: int | None = option(None, "rows in an update; derived from the number of rows", low=1)
     micro_batch_tokens: int = option(
