@@ -334,7 +334,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder} has its weights only in {pickles[0].name}: a pickle, which can run code and is never read",
             "take a safetensors version of the model (most have one), or convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')",
+            "transformers' save_pretrained writes safetensors",
         )
     raise UserError(
         f"{folder} has no model.safetensors", "give a folder in the Hugging Face layout: config.json and *.safetensors"
