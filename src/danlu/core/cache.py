@@ -61,7 +61,7 @@ def build_once(target: Path, build: Callable[[Path], None], log: Callable[[str],
             partial.chmod(0o755)
             flush(partial)
             partial.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
         except OSError as error:
             raise UserError(f"{target.name} could not be written to the cache {cache_folder()}: {error}", FIX) from None
         finally:
@@ -72,10 +72,11 @@ def build_once(target: Path, build: Callable[[Path], None], log: Callable[[str],
 def flush(folder: Path) -> None:
     """Every file of `folder`, then the folder itself, to the disk (fsync)."""
     for path in [*sorted(folder.rglob("*")), folder]:
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Push a file's bytes, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import sha256
+from danlu.core.cache import flush, sha256, sync
 from danlu.core.errors import UserError
 
 
@@ -68,13 +68,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
             path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())
         }
         (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
-        for path in building.iterdir():
-            flush(path)
         flush(building)
         if final.exists():  # the same step again, after a resume from an earlier one; never half deleted
             final.rename(replaced)
         building.rename(final)
-        flush(folder)
+        sync(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -138,12 +136,3 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None
     for path in old:
         if path.name not in needed:
             shutil.rmtree(path)
-
-
-def flush(path: Path) -> None:
-    """Push a file's bytes, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -34,3 +36,31 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "known: " + ", ".join(names)
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What goes wrong in here, while a model's folder is read, is the folder's fault: a UserError that names it.
+
+    Its files were written by others and hold anything, at any depth; each single value is looked at by whoever uses it.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RuntimeError,  # and with it RecursionError
+        MemoryError,
+        SafetensorError,
+    ) as error:
+        raise UserError(
+            f"{folder} cannot be read as a model: {type(error).__name__}: {str(error)[:500]}",
+            "copy or fetch the model again",
+        ) from error

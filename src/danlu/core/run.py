@@ -226,30 +226,6 @@ def delete(run: Run) -> None:
             ) from error
 
 
-@contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """What goes wrong in here, while a model's folder is read, is the folder's fault: a UserError that names it.
-
-    Its files were written by others and hold anything, at any depth; each single value is looked at by whoever uses it.
-    """
-    from safetensors import SafetensorError
-
-    faults = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-    try:
-        yield
-    except (
-        *faults,
-        AssertionError,
-        RuntimeError,
-        MemoryError,
-        SafetensorError,
-    ) as error:  # RecursionError is a RuntimeError
-        raise UserError(
-            f"{folder} cannot be read as a model: {type(error).__name__}: {str(error)[:500]}",
-            "copy or fetch the model again",
-        ) from error
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     building = path.with_name(f".{path.name}.{os.getpid()}")

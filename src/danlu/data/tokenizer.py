@@ -17,8 +17,7 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from danlu.core.errors import UserError
-from danlu.core.run import reading
+from danlu.core.errors import UserError, reading
 
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

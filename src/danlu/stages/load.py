@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.errors import UserError
-from danlu.core.run import Run, reading
+from danlu.core.errors import UserError, reading
+from danlu.core.run import Run
 from danlu.models.pretrained import Base, _safe_open, read_json, resolve, weight_files, weights_sha256
 
 

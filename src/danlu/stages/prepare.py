@@ -396,7 +396,7 @@ def describe(
     texts = [item.text for item in parts["train"]]
     if base.kind == "catalogue" and (unfit := MODELS.get(base.name).unfit):
         language = language_of(texts)
-        if "Latin" not in language:
+        if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
     spelled: dict[str, list[str]] = {}
     for label in labels:
