@@ -81,7 +81,8 @@ def finished(call: Call, run: Any) -> None:
     from danlu.stages.inspect import one_run
 
     def next_step(found: dict[str, Any]) -> str:
-        way = f"danlu chat {found['run']}" if found["task"] == "chat" else f"danlu predict {found['run']} 'a text'"
+        ways = {"chat": "chat {}", "text-classification": "predict {} 'a text'", "gan": "predict {} out=new.png"}
+        way = "danlu " + ways.get(found["task"], "predict {} IMAGE").format(found["run"])
         return f"run: {found['run']}  (try it: {way})"
 
     call.output(one_run(run), next_step)
@@ -129,16 +130,18 @@ SAMPLING = {
 def predict(call: Call) -> None:
     from danlu.stages.predict import predict as stage
 
-    keys = call.take(data=str, text=str, **SAMPLING)
+    keys = call.take(data=str, text=str, out=str, count=int, **SAMPLING)
     run = call.run("danlu predict RUN 'a text' | data=FILE")
     data = keys.pop("data", None)
-    if (data is None) == (len(call.words) < 2):
+    if (data is None) == (len(call.words) < 2) and run.read("run.json")["task"] != "gan":
         raise UserError("expected texts or data=FILE, one of the two", "danlu predict RUN 'a text' 'another'")
     result = stage(run, call.words[1:] or None, data, **keys)
     call.output(result, lambda found: "\n".join(one_answer(each) for each in found))
 
 
 def one_answer(found: dict[str, Any]) -> str:
+    if "mse" in found:
+        return f"{found['mse']:.6f}  {found['input']}"
     if "label" in found:
         return f"{found['label']}  {found['probabilities'][found['label']]:.3f}  {found['input'][:100]!r}"
     return printable(str(found["answer"]))
@@ -149,6 +152,19 @@ def chat(call: Call) -> None:
 
     keys = call.take(**SAMPLING)
     stage(call.run("danlu chat RUN"), **keys)
+
+
+def serve(call: Call) -> None:
+    from danlu.stages.serve import serve as stage
+
+    limits = {"queue": int, "max_body_mb": float, "max_inputs": int, "request_seconds": int, "grace_seconds": int}
+    keys = call.take(host=str, port=int, key=str, **limits)
+    run = call.run("danlu serve RUN [port=N]")
+
+    def ready(found: dict[str, Any]) -> None:
+        call.output(found, lambda _: "{model} at {url} (Ctrl-C stops it); try it:\n  {try}".format(**found))
+
+    stage(run, ready, **keys)
 
 
 def merge(call: Call) -> None:
@@ -230,6 +246,11 @@ def doctor(call: Call) -> None:
 
 
 COMMANDS = {
+    "pretrain": Command(
+        "RECIPE|FILE.yaml [key=value …] [out=DIR]",
+        "the same from random weights: mlp, resnet18, autoencoder, gan",
+        finetune,
+    ),
     "finetune": Command(
         "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune
     ),
@@ -241,9 +262,12 @@ COMMANDS = {
         "RUN [data=FILE [text=COLUMN label=COLUMN]] [answers=N]", "figures with intervals on held-out rows", evaluate
     ),
     "predict": Command(
-        "RUN [--] TEXT … | data=FILE [text=COLUMN] [max_new_tokens=N temperature=T …]", "labels or answers", predict
+        "RUN [--] TEXT|IMAGE … | data=FILE [text=COLUMN] [max_new_tokens=N temperature=T …] [out=FILE.png count=N]",
+        "labels, answers or images",
+        predict,
     ),
     "chat": Command("RUN [temperature=T …]", "talk to it", chat),
+    "serve": Command("RUN [host=127.0.0.1] [port=8000] …", "answer over HTTP: OpenAI's protocol or /v1/predict", serve),
     "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
     "report": Command("RUN", "write the page of a run again", report),
     "runs": Command("[compare ONE TWO | delete RUN …]", "list, compare or delete runs", runs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from danlu.core import config
 from danlu.core.config import Setting
@@ -14,6 +14,9 @@ from danlu.data.options import DataOptions
 from danlu.models.options import ModelOptions
 from danlu.tasks.options import TaskOptions
 from danlu.training.options import TrainingOptions
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def ask(
         raise UserError(
             "no recipe and no YAML file", "for example `danlu finetune chat data=my.jsonl`, see `danlu recipes`"
         )
+    settings, overrides = spelled_out(settings), spelled_out(overrides)
     base = changes(recipes(recipe)())
     settings = {key: Setting(value, f"recipe {recipe}") for key, value in base.items()} | settings
     settings |= {key: Setting(value, origin) for key, value in overrides.items()}
@@ -95,8 +99,31 @@ def ask(
         if key in settings:
             kept[key] = settings.pop(key).value
     asked = Asked(recipe, settings, kept)
-    _ = asked.experiment  # every key and type is checked here
+    check_read(asked)
     return asked
+
+
+def spelled_out(settings: Mapping[str, T]) -> dict[str, T]:
+    """`init=` is another word for `model=`: what training starts from."""
+    if {"init", "model"} <= settings.keys():
+        raise UserError("init= and model= are given, and both mean what training starts from", "keep one of them")
+    return {"model" if key == "init" else key: value for key, value in settings.items()}
+
+
+def check_read(asked: Asked) -> None:
+    """Every key and type is right, and read by the task.
+
+    Raises:
+        UserError: a key that the task would ignore.
+    """
+    task = asked.experiment.task.task
+    readers = {key: field.metadata["tasks"] for _, key, field, _ in config.leaves(Experiment)}
+    for key, setting in asked.settings.items():
+        if readers[key] and task not in readers[key]:
+            raise UserError(
+                f"{key}: found {setting.value!r} ({setting.origin}), which {task} does not read",
+                f"leave it out; it belongs to {', '.join(readers[key])}",
+            )
 
 
 def changes(experiment: Experiment) -> dict[str, Any]:

@@ -183,6 +183,17 @@ def texts() -> list[dict[str, str]]:
     return [{"text": row["text"][:200], "label": row["label"]} for same in chosen for row in same]
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """Three hundred real digits, 28 x 28."""
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    with np.load(EXAMPLES / "digits.npz") as found:
+        np.savez(path, images=found["images"][:300], labels=found["labels"][:300])
+    return path
+
+
 @pytest.fixture
 def chat_file(tmp_path, conversations) -> Path:
     return lines(tmp_path / "chat.jsonl", conversations)

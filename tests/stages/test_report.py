@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import io
 import json
 import math
 import re
@@ -211,7 +214,7 @@ def test_page_tells_the_whole_run(finished):
     figures = [attrs for tag, attrs in page.tags if tag == "svg"]
     assert [attrs["aria-label"].split(".")[0] for attrs in figures] == [
         "Loss",
-        "Validation: accuracy",
+        "Validation: accuracy, per cent",
         "Learning rate",
         "Gradient norm",
         "Tokens per second",
@@ -234,18 +237,23 @@ def test_page_needs_no_network(finished):
     )
 
 
-def test_rows_cannot_run_scripts(tmp_path):
+@pytest.mark.parametrize("image", [{}, {"image": HOSTILE}])
+def test_rows_cannot_run_scripts(tmp_path, image):
     hostile = {
         "run.json": {"format": 1, "name": HOSTILE, "status": "finished", "task": HOSTILE, "recipe": HOSTILE, "danlu": HOSTILE, "machine": {HOSTILE: HOSTILE},
                      "lineage": {"model": {"name": HOSTILE, "sha256": HOSTILE, "licence": HOSTILE}, "data": [{"role": HOSTILE, "name": HOSTILE, "sha256": HOSTILE, "rows": 3}]}},
         "experiment.json": {"used": {HOSTILE: {"value": HOSTILE, "origin": HOSTILE}}},
         "data.json": {"rows": {"read": 1, "kept": 0, "dropped": [{"reason": HOSTILE, "count": 1, "examples": [HOSTILE]}]}, "splits": {HOSTILE: 1},
-                      "labels": {HOSTILE: {HOSTILE: 1}}, "notes": [HOSTILE], "view": [{"row": 1, "pieces": [[HOSTILE, True], [HOSTILE, False]]}]},
-        "evaluation.json": {"split": HOSTILE, "rows": 500, "metrics": {HOSTILE: {"value": 0.5, "low": 0.4, "high": 0.6}}, "per_class": {HOSTILE: {"precision": 1, "recall": 1, "f1": 1, "rows": 1}},
+                      "labels": {HOSTILE: {HOSTILE: 1}}, "notes": [HOSTILE], "view": [{"row": 1, "pieces": [[HOSTILE, True], [HOSTILE, False]]}],
+                      "images": {"size": HOSTILE, "channels": 1, "mean": [HOSTILE], "resize": HOSTILE, "stored": HOSTILE, "sizes": [[HOSTILE, 1], [HOSTILE, HOSTILE]], "modes": {HOSTILE: HOSTILE}},
+                      "learning_rate": {"pretraining": HOSTILE, "now": HOSTILE}},
+        "evaluation.json": {"split": HOSTILE, "rows": 500, "metrics": {HOSTILE: {"value": 0.5, "low": 0.4, "high": 0.6}}, "per_class": {HOSTILE: {"precision": {"value": 1}, "recall": {"value": 1}, "f1": {"value": 1}, "rows": 1, "predicted": 1}},
                             "confusion": {"labels": [HOSTILE, "b"], "matrix": [[1, 2], [3, 4]]},
                             "baselines": [{"name": HOSTILE, "settings": {HOSTILE: HOSTILE}, "metrics": {}, "comparison": {"verdict": HOSTILE}}],
-                            "examples": [{"input": HOSTILE, "expected": HOSTILE, "answer": HOSTILE, "right": right, "before": HOSTILE} for right in (True, False)]},
-        "metrics.jsonl": [{"step": 1, "loss": 1.0, "validation": {HOSTILE: 1.0}}, {"step": 2, "loss": 0.5, "validation": {HOSTILE: 1.0}}],
+                            "examples": [{"input": HOSTILE, "expected": HOSTILE, "answer": HOSTILE, "right": right, "before": HOSTILE, **image} for right in (True, False)],
+                            "transfer": {"from": HOSTILE, "settings": HOSTILE, "metric": HOSTILE, "seeds": HOSTILE,
+                                         "rows": [{"labels": 9, "verdict": HOSTILE, **{key: {"value": 1} for key in ("pretrained", "random", "difference")}}]}},
+        "metrics.jsonl": [{"step": step, HOSTILE: {"loss": 1.0}, "validation": {HOSTILE: 1.0}} for step in (1, 2)],
     }  # fmt: skip
     put(tmp_path / "run", hostile)
     (tmp_path / "run" / "model").mkdir()
@@ -264,9 +272,6 @@ def test_rows_cannot_run_scripts(tmp_path):
 
 
 def test_only_the_pages_own_script_may_run(finished):
-    import base64
-    import hashlib
-
     _, page = finished
     policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
@@ -302,6 +307,17 @@ def test_interrupted_run_says_so(finished, tmp_path):
     assert "cannot be read" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("status", "seconds", "said", "took"),
+    [("failed", 59.4, "This run failed at step 7;", "59 s"), ("running", 5400, "was interrupted at step 7.", "1 h 30 min"), ("finished", 3569, "", "59 min")],
+)  # fmt: skip
+def test_how_a_run_ended_and_how_long_it_took(tmp_path, status, seconds, said, took):
+    facts = {"format": 1, "status": status, "seconds": seconds}  # running, but no process holds it: interrupted
+    put(tmp_path, {"run.json": facts, "metrics.jsonl": [{"step": 7, "loss": 1.0}]})
+    page = Page(report.write(tmp_path))
+    assert said in page.text and f"time{took}7 steps" in page.text and ('class="alert"' in page.source) == bool(said)
+
+
 def test_damage_is_told(finished, tmp_path):
     folder, _ = finished
     (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
@@ -310,7 +326,7 @@ def test_damage_is_told(finished, tmp_path):
     page = Page(report.write(tmp_path))
     assert "data.json cannot be read" in page.text
     assert "metrics.jsonl: 1 line cannot be read (first: 2)" in page.text
-    assert "not a finite number at 1 steps, first at step 3" in page.text
+    assert "not a finite number at 1 step, first at step 3" in page.text
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -371,9 +387,8 @@ def test_model_card(finished):
     for part in (
         "## Intended use and limits",
         "## Results",
-        "## Licences",
+        "## Lineage and licences",
         "## Training",
-        "## Lineage",
         "Apache-2.0",
         "`tickets.jsonl`",
         "not stated",
@@ -388,7 +403,7 @@ def test_model_card(finished):
     [
         ({"name": "minilm", "hub": "owner/minilm", "kind": "catalogue"}, "CC-BY-4.0", "owner/minilm", "apache-2.0"),
         ({"name": "owner/minilm", "hub": None, "kind": "hub"}, "CC-BY-4.0", None, "apache-2.0"),
-        ({"name": "owner/minilm", "kind": "hub"}, None, "owner/minilm", "other"),
+        ({"name": "owner/minilm", "hub": "owner/minilm", "kind": "hub"}, None, "owner/minilm", "other"),
         ({"name": "models/minilm", "kind": "folder"}, "not stated", None, "other"),
     ],
 )
@@ -508,6 +523,273 @@ def test_card_of_an_adapter(finished, tmp_path):
     assert front["library_name"] == "peft" and "lora" in front["tags"] and "model-index" not in front
 
 
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def png(image):
+    """The bytes of a PNG of uint8 [height, width]."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def tiled(images, columns):
+    """Images [n, height, width] of 0..1 as one uint8 image, a grey pixel between them."""
+    n, height, width = images.shape
+    framed = np.full((n, height + 1, width + 1), 128, np.uint8)
+    framed[:, :-1, :-1] = np.clip(255 * images, 0, 255)
+    rows = framed.reshape(n // columns, columns, height + 1, width + 1).swapaxes(1, 2)
+    return rows.reshape(n // columns * (height + 1), columns * (width + 1))[:-1, :-1]
+
+
+def digits():
+    """Scikit-learn's handwritten digits: float [1797, 8, 8] of 0..1, and their labels."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return found.images / 16, found.target
+
+
+def image_data(images, **more):
+    return {
+        "rows": {"read": len(images), "kept": len(images), "dropped": []},
+        "splits": {"train": 1437, "validation": 180, "test": 180},
+        "images": {
+            "size": 8, "channels": 1, "mean": [0.3053], "std": [0.3763], "resize": "bilinear, whole image", "stored": "uint8",
+            "sizes": [["8x8", 1797]], "modes": {"L": 1797},
+        },
+        "duplicates": 0, "leaks": 0, "truncated": {"rows": 0}, "notes": ["resnet18 starts from random weights"],
+        **more,
+    }  # fmt: skip
+
+
+def facts_of(name, task, model, **base):
+    return {
+        "format": 1, "name": name, "status": "finished", "created": "2026-06-02T08:12:45+00:00", "danlu": "0.2.0", "recipe": model, "task": task,
+        "seconds": 95.2, "machine": {"cpu": "Xeon", "cores": 2, "memory_bytes": 25276510208, "versions": {"torch": "2.13.0"}},
+        "lineage": {"model": {"name": model, "sha256": "", "licence": "none: random weights", "kind": "random", **base},
+                    "data": [{"role": "data", "name": "digits.npz", "sha256": "77aa" * 16, "rows": 1797, "format": "npz", "licence": "CC-BY-4.0"}]},
+    }  # fmt: skip
+
+
+def gan_run(folder, every=25, steps=400):
+    """A generator against a discriminator: nested losses, samples that become digits, a distance with an interval over draws."""
+    images, _ = digits()
+    rng = np.random.default_rng(0)
+    lines = []
+    for step in range(1, steps + 1):
+        half = math.exp(-step / 60)
+        lines.append({
+            "step": step,
+            "epoch": step / 45,
+            "discriminator": {"loss": 1.386 - 0.9 * half + 0.1 * rng.standard_normal(), "learning_rate": 2e-4, "gradient_norm": rng.gamma(4, 0.2), "images": 32},
+            "generator": {"loss": 0.8 + 1.6 * half + 0.15 * rng.standard_normal(), "learning_rate": 1e-4, "gradient_norm": rng.gamma(4, 0.3), "images": 32},
+        })  # fmt: skip
+    put(folder, {
+        "run.json": facts_of("gan-digits", "gan", "gan"),
+        "data.json": image_data(images),
+        "evaluation.json": {"split": "test", "rows": 180, "level": 0.95, "primary": "frechet_pixels",
+                            "metrics": {"frechet_pixels": {"value": 1.742, "low": 1.61, "high": 1.874}}},
+        "metrics.jsonl": lines,
+        "timings.jsonl": [{"step": s, "seconds": 0.2, "images_per_second": 160 + 9 * rng.standard_normal()} for s in range(1, steps + 1)],
+    })  # fmt: skip
+    (folder / "samples").mkdir()
+    noise = rng.random((64, 8, 8))
+    for step in range(every, steps + 1, every):
+        share = 0.9 * math.exp(-step / 100)
+        (folder / "samples" / f"step-{step:08d}.png").write_bytes(
+            png(tiled((1 - share) * images[:64] + share * noise, 8))
+        )
+    return folder
+
+
+def autoencoder_run(folder):
+    """A denoising autoencoder by principal components, more of them with every sample; figures as they come out."""
+    from sklearn.decomposition import PCA
+
+    from danlu.evaluation.metrics import interval, mean
+
+    images, _ = digits()
+    flat = images.reshape(len(images), -1)
+    seen = np.clip(flat + 0.3 * np.random.default_rng(0).standard_normal(flat.shape), 0, 1)
+    (folder / "samples").mkdir(parents=True)
+    errors, lines = {}, []
+    for components, step in zip((1, 2, 4, 8, 12, 16), range(50, 301, 50), strict=True):
+        model = PCA(components, random_state=0).fit(flat[:1437])
+        back = np.clip(model.inverse_transform(model.transform(seen)), 0, 1)
+        errors[step] = ((back - flat) ** 2).mean(1)[1617:]
+        rows = [part[1617:1625].reshape(8, 8, 8) for part in (flat, seen, back)]
+        (folder / "samples" / f"step-{step:08d}.png").write_bytes(png(tiled(np.concatenate(rows), 8)))
+        lines += [{"step": s, "loss": float(errors[step].mean()) * 7 * (1 + 0.05 * math.sin(s)), "learning_rate": 1e-3, "gradient_norm": 0.4} for s in range(step - 49, step + 1)]  # fmt: skip
+        lines.append({"step": step, "validation": {"loss": float(errors[step].mean()) * 7.2}})
+    before = ((seen - flat) ** 2).mean(1)[1617:]
+
+    def figures(each):
+        return {
+            "mse": interval(mean, each).json(),
+            "psnr": interval(lambda found: -10 * np.log10(mean(found)), each).json(),
+        }
+
+    comparison = compare(mean, before, errors[300], names=("the noisy image itself", "the autoencoder"), metric="mean squared error", higher_is_better=False, points=False)  # fmt: skip
+    evaluation = {"split": "test", "rows": 180, "level": 0.95, "primary": "mse", "metrics": figures(errors[300]),
+                  "baselines": [{"name": "the noisy image itself", "metrics": figures(before), "comparison": comparison}]}  # fmt: skip
+    put(folder, {"run.json": facts_of("ae", "autoencoder", "autoencoder"), "data.json": image_data(images), "evaluation.json": evaluation, "metrics.jsonl": lines})  # fmt: skip
+    return folder
+
+
+def image_run(folder):
+    """A classifier of digits, as a logistic regression answers, with the gain of pretrained weights, once below zero."""
+    from sklearn.linear_model import LogisticRegression
+
+    images, labels = digits()
+    flat, names = images.reshape(len(images), -1), [str(digit) for digit in range(10)]
+    chances = LogisticRegression(max_iter=200).fit(flat[:600], labels[:600]).predict_proba(flat[1297:])
+    true, ours = labels[1297:], chances.argmax(1)
+    evaluation = {"split": "test", **classification_report(true, ours, chances, names)}
+    sure = np.argsort(-chances.max(1))
+    rows = [i for flag in (False, True) for i in [i for i in sure if (true[i] == ours[i]) == flag][:12]]
+    evaluation["examples"] = [
+        {"image": base64.b64encode(png(np.uint8(255 * images[1297 + i]))).decode(), "expected": names[true[i]], "answer": names[ours[i]],
+         "right": bool(true[i] == ours[i]), "confidence": float(chances[i].max())}
+        for i in rows
+    ]  # fmt: skip
+    gains = ((100, 0.847, 0.712, 0.05), (500, 0.921, 0.913, 0.03), (1437, 0.951, 0.968, 0.012))
+    evaluation["transfer"] = {
+        "seeds": 5, "metric": "accuracy", "from": "runs/ae", "settings": "each side at the better of two learning rates by validation",
+        "rows": [
+            {"labels": n, "pretrained": {"value": a, "low": a - w / 2, "high": a + w / 2}, "random": {"value": b, "low": b - w, "high": b + w},
+             "difference": {"value": a - b, "low": a - b - w, "high": a - b + w}, "learning_rates": {"pretrained": 1e-4, "random": 1e-3},
+             "verdict": f"with {n:,} labels pretrained weights {'gain' if a > b else 'lose'} {100 * abs(a - b):.1f} points of accuracy, 5 seeds"}
+            for n, a, b, w in gains
+        ],
+    }  # fmt: skip
+    data = image_data(
+        images,
+        labels={
+            name: {"train": int((labels[:1437] == k).sum()), "validation": 18, "test": 18}
+            for k, name in enumerate(names)
+        },
+        learning_rate={"pretraining": 1e-3, "now": 1e-4},
+    )
+    lines = [{"step": s, "loss": 2.3 * math.exp(-s / 20), "learning_rate": 1e-4, "gradient_norm": 1.0} for s in range(1, 61)]  # fmt: skip
+    run = facts_of("digits-from-ae", "image-classification", "runs/ae", sha256="ab12" * 16, kind="run", licence="CC-BY-4.0")  # fmt: skip
+    put(folder, {"run.json": run, "data.json": data, "evaluation.json": evaluation, "metrics.jsonl": lines})
+    (folder / "model").mkdir()
+    return folder
+
+
+def pictures(page):
+    return [attrs for tag, attrs in page.tags if tag == "img"]
+
+
+def test_samples_are_shown_in_the_order_of_steps(tmp_path):
+    page = Page(report.write(gan_run(tmp_path / "gan")))
+    steps = [int(found.replace(",", "")) for found in re.findall(r"step ([\d,]+)(?=step|\s)", page.text)]
+    files = sorted((tmp_path / "gan" / "samples").iterdir())
+    assert len(files) == 16 and len(pictures(page)) == len(steps) == 12
+    assert steps[0] == 25 and steps[-1] == 400 and steps == sorted(set(steps))
+    assert max(np.diff(steps)) <= 50
+    shown = [base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,")) for attrs in pictures(page)]
+    assert shown == [(tmp_path / "gan" / "samples" / f"step-{step:08d}.png").read_bytes() for step in steps]
+    assert {(attrs["width"], attrs["height"], attrs["class"]) for attrs in pictures(page)} == {
+        ("213", "213", "sharp")
+    }  # 71 * 3
+    assert "img-src data:" in page.source and "image-rendering: pixelated" in page.source
+
+
+def test_both_learners_of_a_gan_share_a_plot(tmp_path):
+    folder = gan_run(tmp_path / "gan")
+    page = Page(report.write(folder))
+    plots = {attrs["aria-label"].split(".")[0]: attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"}
+    assert list(plots) == ["Loss", "Learning rate", "Gradient norm", "Images per second"]
+    assert "generator" in plots["Loss"] and "discriminator" in plots["Loss"]
+    assert (
+        "generator: 0.0001 at step 400" in plots["Learning rate"] and "discriminator: 0.0002" in plots["Learning rate"]
+    )
+    assert "Fréchet distance of pixels 1.742 [1.61, 1.874]" in page.text and "lower is better" in page.text
+    assert "intervals over several draws" in page.text and "bootstrap" not in page.text
+    assert "gan from random weights" in page.text and "No examples" not in page.text
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 401, "generator": {"loss": NaN}, "discriminator": {"loss": 1.0}}\n')
+    assert "not a finite number at 1 step, first at step 401" in Page(report.write(folder)).text
+
+
+def test_an_autoencoders_figures_and_reconstructions(tmp_path):
+    folder = autoencoder_run(tmp_path / "ae")
+    (folder / "model").mkdir()
+    page = Page(report.write(folder))
+    card = (folder / "model" / "README.md").read_text("utf-8")
+    found = json.loads((folder / "evaluation.json").read_text("utf-8"))
+    assert "Reconstructions while it learned" in page.text and len(pictures(page)) == 6
+    for key, name in (("mse", "mean squared error of pixels"), ("psnr", "PSNR in dB")):
+        said = f"{found['metrics'][key]['value']:.4g}"
+        assert f"| {name} | {said} [" in card and name in page.text and said in page.text
+    assert page.text.count("lower is better") == 2  # the loss and the error, not the PSNR
+    assert found["baselines"][0]["comparison"]["verdict"][1:] in page.text
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "cc-by-4.0" and "base_model" not in front and front["pipeline_tag"] == "image-to-image"
+    assert "trained from random weights for autoencoder" in card and "base model" not in card
+
+
+def test_images_are_shown_as_examples_with_mistakes_first(tmp_path):
+    folder = image_run(tmp_path / "digits")
+    page = Page(report.write(folder))
+    examples = json.loads((folder / "evaluation.json").read_text("utf-8"))["examples"]
+    assert [attrs["src"] for attrs in pictures(page)] == [f"data:image/png;base64,{one['image']}" for one in examples]
+    assert {attrs["width"] for attrs in pictures(page)} == {"96"}
+    figures = [attrs["class"].split() for tag, attrs in page.tags if tag == "figure" and "picture" in attrs["class"]]
+    assert ["wrong" in found for found in figures] == [not one["right"] for one in examples] and not examples[0][
+        "right"
+    ]
+    first = examples[0]
+    assert f"{first['answer']} {100 * first['confidence']:.0f} %expected {first['expected']}" in page.text
+    for words in (
+        "Learning rate: 0.0001 now, 0.001 in pretraining.",
+        "8 × 8 pixels, 1 channel",
+        "bilinear, whole image",
+        "L 1797",
+        "0.3053",
+    ):
+        assert words in page.text, words
+    assert "tokens" not in page.text
+
+
+def test_the_gain_of_pretraining_is_told_also_when_it_is_none(tmp_path):
+    folder = image_run(tmp_path / "digits")
+    page = Page(report.write(folder))
+    header = page.text.split("Metrics on the test rows")[0]
+    card = (folder / "model" / "README.md").read_text("utf-8")
+    for verdict in (
+        "With 100 labels pretrained weights gain 13.5 points of accuracy",
+        "With 1,437 labels pretrained weights lose 1.7 points of accuracy",
+    ):
+        assert verdict in header and verdict in card
+    assert "84.7 %[82.2, 87.2]learning rate 0.0001" in page.text
+    assert "+13.5[+8.5, +18.5]" in page.text and "−1.7[−2.9, −0.5]" in page.text
+    cells = [
+        attrs["class"].split() for tag, attrs in page.tags if tag == "td" and attrs.get("class", "").startswith("r ")
+    ]
+    assert [found[1:] for found in cells if found[1:] in (["good"], ["bad"])] == [
+        ["good"],
+        ["bad"],
+    ]  # at 500 it is unclear
+    label = next(attrs["aria-label"] for tag, attrs in page.tags if attrs.get("aria-label", "").startswith("Accuracy"))
+    assert label == "Accuracy, per cent. pretrained weights: 95.1 at labels 1,437; random weights: 96.8 at labels 1,437"
+
+
+def test_damaged_pictures_are_told(tmp_path):
+    folder = gan_run(tmp_path / "gan", every=200)
+    (folder / "samples" / "step-00000200.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    examples = [{"image": found, "expected": "1", "answer": "2"} for found in ("<svg/onload=alert(1)>", "AAAA", 5)]
+    put(folder, {"evaluation.json": {"rows": 500, "metrics": {}, "examples": examples}})
+    page = Page(report.write(folder))
+    assert (
+        page.text.count("The image cannot be read.") == 4 and len(pictures(page)) == 1 and "onload" not in page.source
+    )
+
+
 def test_ticks_are_round_and_inside():
     assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.013, 0.094, 4) == [0.02, 0.04, 0.06, 0.08]
@@ -527,8 +809,23 @@ def test_thinning_keeps_ends_and_extremes():
 
 
 def test_a_plot_of_nothing_and_of_one_point():
-    assert line_plot("Loss", [Series("a", [], [])]) == "" == line_plot("Loss", [Series("a", [1.0], [math.nan])])
-    assert "h0" in line_plot("Loss", [Series("a", [1.0], [2.0])])
+    assert line_plot("Loss", [Series("a", [], [])]) is line_plot("Loss", [Series("a", [1.0], [math.nan])]) is None
+    assert [path for kind, path in line_plot("Loss", [Series("a", [1.0], [2.0])])["shapes"] if "dot" in kind] == [
+        "M500.0 500.0h0"
+    ]
+
+
+def test_a_line_is_broken_where_a_value_is_missing_and_spans_stand_at_their_points():
+    ys = [1.0, 2.0, math.nan, 4.0, 5.0]
+    shapes = dict(line_plot("Loss", [Series("a", [1, 2, 3, 4, 5], ys)])["shapes"])
+    assert re.sub(r"[\d. ]+", "", shapes["c0 stroke line"]) == "MLML"
+    plot = line_plot("Gain", [Series("a", [10, 100, 1000], [1, 2, 3], "dots", 1, [(0, 2), (1, 3), (2, 4)])], log=True)
+    spans = re.findall(r"M([\d.]+) ([\d.]+)V([\d.]+)", dict(plot["shapes"])["c1 span"])
+    assert [float(x) for x, _, _ in spans] == [0, 500, 1000]  # each ten times the labels is as far
+    assert [at for at, _ in plot["xs"]] == pytest.approx([0, 50, 100])
+    heights = [[float(a), float(b)] for _, a, b in spans]
+    assert np.diff(heights, axis=1) == pytest.approx(np.full((3, 1), heights[0][1] - heights[0][0]))
+    assert max(map(max, heights)) <= 1000 and min(map(min, heights)) >= 0
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    tasks: tuple[str, ...] = (),
 ) -> Any:
     """A field of a section: its default, one line about it, and what it may be. A default of None means *derived*.
 
     low, high: smallest and largest number. below: it must be smaller than this. For name=number pairs they bound the numbers.
+    tasks: the only ones that read it; none named means all of them do.
     """
     bounds = {"low": low, "high": high, "below": below}
-    return dataclasses.field(default=default, metadata={"about": about, "choices": choices, **bounds})
+    return dataclasses.field(default=default, metadata={"about": about, "choices": choices, "tasks": tasks, **bounds})
 
 
 def leaves(experiment: type) -> Iterator[tuple[str, str, dataclasses.Field[Any], Any]]:
@@ -91,7 +93,14 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
             nearest(str(value), choices),
         )
     low, high, below = (field.metadata.get(name) for name in ("low", "high", "below"))
-    for number in converted.values() if isinstance(converted, dict) else [converted]:
+    numbers = (
+        converted.values()
+        if isinstance(converted, dict)
+        else converted
+        if isinstance(converted, tuple)
+        else [converted]
+    )
+    for number in numbers:
         if (
             (low is not None and number < low)
             or (high is not None and number > high)

@@ -165,6 +165,14 @@ def find_run(name: str | Path) -> Path | None:
     return next((path for path in (Path(name), HOME / name) if is_run(path)), None)
 
 
+def nearby(name: str | Path) -> list[str]:
+    """What could have been meant by a name that is no run: the runs under `runs/` by name, and those beside the path."""
+    beside = Path(name).parent
+    with contextlib.suppress(OSError):
+        return [run.name for run in list_runs()] + [str(path) for path in sorted(beside.iterdir()) if is_run(path)]
+    return []
+
+
 def open_run(name: str | Path) -> Run:
     """The run at a path, or under `runs/` by its name.
 
@@ -180,7 +188,7 @@ def open_run(name: str | Path) -> Run:
                 "upgrade danlu",
             )
         return run
-    known = [run.name for run in list_runs()]
+    known = nearby(name)
     hint = nearest(str(name), known) if known else "there are no runs under ./runs yet; `danlu finetune` makes one"
     with contextlib.suppress(OSError, ValueError):  # a name no file can have
         if found := [path for path in (Path(name), HOME / name) if (path / "run.json").exists()]:

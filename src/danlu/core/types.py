@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 
 if TYPE_CHECKING:
     import torch
+
+TEXT_TASKS = ("chat", "text-classification")
+IMAGE_TASKS = ("image-classification", "autoencoder", "gan")
+CLASSIFIERS = ("text-classification", "image-classification")
 
 Position = dict[str, Any]
 """Where a loader stands: opaque JSON, written into the checkpoint and given back to the loader as it was."""
@@ -29,6 +33,37 @@ class Documents:
     lengths: tuple[int, ...]
     targets: torch.Tensor
     rows: tuple[int, ...]
+
+    unit: ClassVar[str] = "tokens"
+
+    @property
+    def size(self) -> int:
+        """How much is learned from at once, in `unit`."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one shape: a micro-batch of images.
+
+    inputs: float32 [examples, channels, height, width], normalised.
+    targets: int64 [examples], the label; -1 where there is none.
+    rows: the number of each example's row in its data set.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    rows: tuple[int, ...]
+
+    unit: ClassVar[str] = "images"
+
+    @property
+    def size(self) -> int:
+        """How much is learned from at once, in `unit`."""
+        return len(self.inputs)
+
+
+Batch = Documents | Examples
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from danlu.core.errors import UserError
-from danlu.core.types import Documents, Position
+from danlu.core.types import Batch, Documents, Position
 
 
 IGNORED = -100
@@ -30,6 +31,8 @@ class Rows:
     numbers: np.ndarray
     labelled: bool
 
+    least: ClassVar[int] = 1
+
     @classmethod
     def build(cls, ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], numbers: Iterable[int]) -> Rows:
         """One list of ids and one list of targets a row."""
@@ -48,6 +51,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def size(self) -> int:
+        """Tokens of all rows."""
+        return len(self.ids)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -94,31 +102,39 @@ def starts_of(rows: Sequence[Sequence[int]]) -> np.ndarray:
 class Loader:
     """Endless passes over the rows, each in an order of its own drawn from (seed, epoch).
 
-    A position is {"epoch": e, "row": r}: r rows of epoch e are behind. The last window of an epoch is as small as it comes out.
+    A position is {"epoch": e, "row": r}: r rows of epoch e are behind. The last window of an epoch is as small as it comes out,
+    but not below `rows.least`. rows: `Rows`, or `data.images.Pictures`. most: of a micro-batch, in tokens or images.
     With several processes each takes every `processes`-th row of the window.
     """
 
-    rows: Rows
+    rows: Any
     batch_size: int
-    micro_batch_tokens: int
+    most: int
     seed: int
     process: int = 0
     processes: int = 1
 
-    def __call__(self, start: Position | None = None) -> Iterator[tuple[list[Documents], Position]]:
+    def __call__(self, start: Position | None = None) -> Iterator[tuple[list[Batch], Position]]:
         if not len(self.rows):
             raise UserError("there are no rows to learn from", "`danlu preflight` says what became of them")
         epoch, row = (start["epoch"], start["row"]) if start else (0, 0)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
             while row < len(order):
-                window = order[row : row + self.batch_size]
-                row = min(row + self.batch_size, len(order))
+                end = row + self.batch_size
+                end = end if len(order) - end >= self.rows.least else len(order)
+                window, row = order[row:end], end
                 after = {"epoch": epoch, "row": row} if row < len(order) else {"epoch": epoch + 1, "row": 0}
                 mine = [int(each) for each in window[self.process :: self.processes]]
-                yield self.rows.batches(mine, self.micro_batch_tokens), after
+                yield self.rows.batches(mine, self.most), after
             epoch, row = epoch + 1, 0
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return windows(len(self.rows), self.batch_size, self.rows.least)
+
+
+def windows(rows: int, batch_size: int, least: int) -> int:
+    """Windows in a pass over the rows; a last one of fewer than `least` rows joins the one before it."""
+    full, rest = divmod(rows, batch_size)
+    return max(1, full + (rest >= least and rest > 0))

@@ -5,25 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
+from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """The rows, their columns, and how they are split."""
 
-    data: str | None = option(None, "the file to learn from: JSONL, CSV or Parquet (.gz read too)")
+    data: str | None = option(
+        None,
+        "what to learn from: JSONL, CSV or Parquet (.gz read too); for images a folder of class folders, .npz or Parquet",
+    )
     validation: str | None = option(None, "a file to choose settings on; without one, a share of `data` is set aside")
     test: str | None = option(None, "a file read once, at the end; without one, a share of `data` is set aside")
     validation_share: float = option(
         0.1, "share of `data` set aside for validation when no file is given", low=0.0, high=0.5
     )
     test_share: float = option(0.1, "share of `data` set aside for the test when no file is given", low=0.0, high=0.5)
-    text: str | None = option(None, "column with the text; found by its usual names when not given")
-    label: str | None = option(None, "column with the label; found by its usual names when not given")
+    text: str | None = option(None, "column with the text; found by its usual names when not given", tasks=TEXT_TASKS)
+    image: str | None = option(
+        None, "column with the images; found by its usual names when not given", tasks=IMAGE_TASKS
+    )
+    label: str | None = option(
+        None, "column with the label; found by its usual names when not given", tasks=(*CLASSIFIERS, "chat")
+    )
     group: str | None = option(None, "column whose equal values stay in one split (a customer, a source file)")
-    max_tokens: int | None = option(None, "longest row in tokens; derived from the model's context and the data", low=8)
+    max_tokens: int | None = option(
+        None, "longest row in tokens; derived from the model's context and the data", low=8, tasks=TEXT_TASKS
+    )
     too_long: str = option(
-        "truncate", "a row longer than max_tokens is cut, dropped, or an error", choices=("truncate", "drop", "error")
+        "truncate",
+        "a row longer than max_tokens is cut, dropped, or an error",
+        choices=("truncate", "drop", "error"),
+        tasks=TEXT_TASKS,
+    )
+    image_size: int | None = option(
+        None, "side of the square images the network sees; derived from the model or the data", low=8, tasks=IMAGE_TASKS
     )
     data_licence: str | None = option(None, "the licence of the data, for the model card")
     bad_rows: str = option(
@@ -33,6 +50,9 @@ class DataOptions:
         "error",
         "a label with fewer than 3 distinct rows is an error, or its rows are left out",
         choices=("error", "drop"),
+        tasks=CLASSIFIERS,
     )
     max_rows: int | None = option(None, "read only so many rows of `data` (said aloud)", low=1)
-    unknown_share: float = option(0.2, "largest share of unknown tokens that is not an error", low=0.0, high=1.0)
+    unknown_share: float = option(
+        0.2, "largest share of unknown tokens that is not an error", low=0.0, high=1.0, tasks=TEXT_TASKS
+    )

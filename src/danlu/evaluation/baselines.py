@@ -26,6 +26,7 @@ WEIGHTS = ("none", "balanced")
 _WORDS_FROM, _CHARACTERS_FROM = 8_000_000, 5_000_000  # characters of all texts together
 _CHOICE_ROWS, _CHOICE_CHARACTERS = 2_000, 1_000_000  # looked at by the cross-validation
 _MOST_COLUMNS = 200_000  # of each kind
+_PIXEL_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,63 @@ def tfidf(
         probabilities[:, model.classes_] = model.predict_proba(test)
     settings["columns"] = int(train.shape[1])
     return Baseline(name, settings, probabilities.argmax(1), probabilities, time.perf_counter() - began, notes)
+
+
+def pixels(train: Array, train_labels: ArrayLike, test: Array, classes: int, seed: int = 0) -> list[Baseline]:
+    """The majority class, and the most similar training images (nearest neighbours, Cover and Hart 1967): what no learning gives.
+
+    train, test: uint8 [rows, channels, side, side]; sides above 32 are averaged down to 32 at most. The number of neighbours, 1, 3
+    or 5, is chosen by the accuracy on a fifth of the training rows; at most 10,000 of them are looked at, which a note says.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    began, labels = time.perf_counter(), _labels(train_labels, classes)
+    first, notes = majority(labels, len(test), classes), list[str]()
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if len(order) > _PIXEL_ROWS:
+        notes.append(f"among {_PIXEL_ROWS:,} of {len(order):,} training rows, to be quick")
+    order = order[:_PIXEL_ROWS]
+    ours, held = _shrunk(train[order]), max(1, len(order) // 5)
+    scores = {}
+    for count in (1, 3, 5):
+        if count <= len(order) - held:
+            found = KNeighborsClassifier(count, algorithm="brute").fit(ours[held:], labels[order[held:]])
+            scores[count] = float(accuracy(labels[order[:held]], found.predict(ours[:held])))
+    best = max(scores, key=lambda count: scores[count], default=1)
+    model = KNeighborsClassifier(best, algorithm="brute").fit(ours, labels[order])
+    chances = np.zeros((len(test), classes))
+    chances[:, model.classes_] = model.predict_proba(_shrunk(test))
+    settings = {"neighbours": best, "chosen_by": "accuracy on a fifth of the training rows", "columns": ours.shape[1]}
+    name, seconds = f"the {best} most similar training image{'s' * (best > 1)}", time.perf_counter() - began
+    return [first, Baseline(name, settings, chances.argmax(1), chances, seconds, notes)]
+
+
+def _shrunk(images: Array) -> Array:
+    """Pixels in 0..1 as one row an image: float32 [rows, channels * side * side], the side at most 32."""
+    factor = -(-images.shape[2] // 32)
+    side = images.shape[2] // factor * factor
+    small = images[:, :, :side, :side].reshape(*images.shape[:2], side // factor, factor, side // factor, factor)
+    shrunk: Array = (small.mean((3, 5), dtype=np.float32) / 255).reshape(len(images), -1)
+    return shrunk
+
+
+def reconstructions(train: Array, test: Array, width: int, seed: int = 0) -> dict[str, Array]:
+    """Summed squared error of each test image, [rows], by what reconstructs it: the mean training image, and principal components.
+
+    train, test: uint8 [rows, channels, side, side]; pixels count in 0..1. width: components, as many as the code is wide (Pearson
+    1901): the best that a linear code can do. At most 10,000 training images are looked at.
+    """
+    from sklearn.decomposition import PCA
+
+    order = np.random.default_rng(seed).permutation(len(train))[:_PIXEL_ROWS]
+    ours, theirs = (images.reshape(len(images), -1).astype(np.float32) / 255 for images in (train[order], test))
+    found = {"the mean training image": ((theirs - ours.mean(0)) ** 2).sum(1)}
+    count = min(width, *ours.shape)
+    if count < min(ours.shape):
+        model = PCA(count, svd_solver="randomized", random_state=seed).fit(ours)
+        back = model.inverse_transform(model.transform(theirs))
+        found[f"{count} principal components"] = ((theirs - back) ** 2).sum(1)
+    return found
 
 
 def _labels(labels: ArrayLike, classes: int) -> Array:

@@ -103,6 +103,17 @@ def resampled_rows(rows: int, resamples: int, seed: int) -> Iterator[tuple[int, 
         yield start, rng.integers(rows, size=(min(piece, resamples - start), rows))
 
 
+def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of one figure over independent repetitions, with Student's interval (1908): what another seed would give."""
+    from scipy.stats import t
+
+    each = np.asarray(values, dtype=np.float64)
+    middle, half = float(each.mean()), math.nan
+    if len(each) > 1:
+        half = float(t.ppf((1 + level) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each)))
+    return Interval(middle, middle - half, middle + half)
+
+
 def quantiles(draws: Array, level: float) -> tuple[Array, Array]:
     """The middle `level` of the draws along the first axis, NaN left out; NaN where there is nothing else."""
     defined = ~np.isnan(draws).all(axis=0)
@@ -464,3 +475,35 @@ def answer_report(
         "character_error_rate": interval(ratio, *character_errors(answers, expected), **how),
     }
     return {"rows": len(answers), "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
+
+
+def reconstruction_report(squares: ArrayLike, pixels: int) -> dict[str, Any]:
+    """Figures of images beside what came back.
+
+    squares: summed squared error of each image, pixels in 0..1, [rows]. pixels: of an image, channels counted apart.
+    """
+    each = np.asarray(squares, dtype=np.float64) / pixels
+    return {
+        "metrics": {
+            "mse": interval(mean, each).json(),
+            "psnr": interval(lambda found: -10 * np.log10(np.maximum(mean(found), 1e-12)), each).json(),
+        },
+        "primary": "mse",
+        "rows": len(each),
+        "level": 0.95,
+    }
+
+
+def frechet(first: ArrayLike, second: ArrayLike) -> float:
+    """Distance of two clouds of points [rows, width], each taken for a normal distribution (Fréchet 1957).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). On features of a network trained on ImageNet it is known as FID (Heusel et al. 2017);
+    on other features the numbers are others, comparable only among themselves.
+    """
+    one, two = (np.asarray(points, dtype=np.float64) for points in (first, second))
+    gap = one.mean(0) - two.mean(0)
+    spread = [np.atleast_2d(np.cov(points, rowvar=False)) for points in (one, two)]
+    values, vectors = np.linalg.eigh(spread[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ spread[1] @ root), 0)).sum()
+    return float(gap @ gap + np.trace(spread[0]) + np.trace(spread[1]) - 2 * shared)

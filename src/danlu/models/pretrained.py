@@ -13,16 +13,17 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from danlu.core import checkpoint
 from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, write_json
 from danlu.core.errors import UserError, nearest
-from danlu.core.run import find_run, is_run
+from danlu.core.run import find_run, is_run, nearby
 from danlu.models.catalogue import MODELS, Entry, Member
 
 
@@ -34,6 +35,9 @@ Log = Callable[[str], None]
 
 CONVERTER = 1
 """Raised when what `models.gguf` writes changes, so that a cache of an older danlu is not taken for the new one."""
+
+ADAPTED = "base_model.model."
+"""What PEFT puts before the names of an adapter's weights."""
 
 FILES = [
     "*.json",
@@ -89,7 +93,7 @@ class Base:
 
     name: what a person called it, or for a run the same; enough, with `sha256`, to find it again on another machine.
     folder: config.json, weights and tokenizer. sha256: of the weight file; of several, of the lines `SHA-256  name` in order.
-    licence: as stated by its source, or "not stated". kind: catalogue, folder, run, hub or gguf.
+    licence: as stated by its source, or "not stated". kind: catalogue, folder, run, checkpoint, hub, gguf, or random (no weights).
     """
 
     name: str
@@ -99,10 +103,10 @@ class Base:
     kind: str
 
 
-def resolve(name: str, log: Log = print) -> Base:
+def resolve(name: str, log: Log = print, also: Sequence[str] = ()) -> Base:
     """The model that `name` means: a folder or a run, a name of the catalogue, a .gguf file, or a hub name `owner/model`.
 
-    Downloads and conversions go into the cache once and are said in `log`; what is in the cache works with the network off.
+    also: other names that would have been right, for the error. Downloads and conversions go into the cache once and are said in `log`; what is in the cache works with the network off.
 
     Raises:
         UserError: nothing has that name (the near ones are listed), it cannot be fetched, or what was fetched is damaged.
@@ -117,6 +121,8 @@ def resolve(name: str, log: Log = print) -> Base:
         ) from None
     if not there and name not in MODELS:
         path = find_run(name) or path
+    if path.is_dir() and path.parent.name == "checkpoints" and is_run(path.parent.parent):
+        return _checkpoint(name, path, log)
     if path.is_dir() and (is_run(path) or (path / "config.json").is_file() or name not in MODELS):
         return _folder(name, path, log)
     if path.suffix == ".gguf" and path.is_file():
@@ -130,7 +136,8 @@ def resolve(name: str, log: Log = print) -> Base:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not name.endswith(".gguf"):
         return _hub(name, log)
     raise UserError(
-        f"model={name}: no such model, folder or file", nearest(name, MODELS.names()) + " (`danlu models` lists them)"
+        f"model={name}: no such model, run, folder or file",
+        nearest(name, [*nearby(path), *(also or MODELS.names())]),
     )
 
 
@@ -148,6 +155,35 @@ def _folder(name: str, path: Path, log: Log) -> Base:
     if name in MODELS:
         log(f"model={name}: the folder {path.absolute()}, not the catalogue's model of that name")
     return Base(name, folder.absolute(), weights_sha256(folder), stated_licence(folder), kind)
+
+
+def _checkpoint(name: str, path: Path, log: Log) -> Base:
+    """A checkpoint in the middle of a run as a model folder: what the run began with, its trained weights replaced."""
+    start = path.parent.parent / "start"
+    if wrong := checkpoint.verify(path):
+        raise UserError(f"model={name}: {wrong}", "take another checkpoint of the run")
+    if not start.is_dir():
+        raise UserError(
+            f"model={name}: {start} is missing, which says what the weights belong to",
+            "name the run itself once it is finished",
+        )
+    target = cache_folder() / "models" / f"checkpoint-{sha256(path / checkpoint.MANIFEST)[:16]}-{CONVERTER}"
+
+    def fill(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        for file in start.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        weights = next(file for file in folder.glob("*.safetensors"))
+        tensors, prefix = load_file(weights), ADAPTED if weights.name.startswith("adapter") else ""
+        saved = checkpoint.Checkpoint(path, 0)
+        trained = {key.split("/", 1)[1]: tensor for key, tensor in saved.tensors("weights").items()}
+        tensors |= {prefix + key: tensor for key, tensor in (saved.tensors("task") | trained).items()}
+        save_file(tensors, weights, {"format": "pt"})
+        write_json(folder / "source.json", {"licence": stated_licence(start), "weights_sha256": sha256(weights)})
+
+    build_once(target, fill, log)
+    return Base(name, target, _cached_sha256(target), stated_licence(target), "checkpoint")
 
 
 def _gguf(name: str, path: Path, log: Log) -> Base:
@@ -407,8 +443,13 @@ def load(
     return model.train()
 
 
-def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """config.json and model.safetensors of a whole model, as transformers reads them; each tensor once, `dtype` or as it is."""
+def save(
+    model: nn.Module, folder: Path, dtype: torch.dtype | None = None, without: Collection[str] = frozenset()
+) -> None:
+    """config.json and model.safetensors of a whole model, as transformers reads them; each tensor once, `dtype` or as it is.
+
+    without: weights left out.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -416,11 +457,12 @@ def save(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> No
     tensors = {
         name: tensor.detach().to(dtype or tensor.dtype).contiguous().cpu()
         for name, tensor in model.state_dict().items()
+        if name not in without
     }
     if network is not None:  # transformers knows which of its own parameters share their memory
         network.save_pretrained(folder, state_dict=tensors)
         return
-    kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    kind = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     config |= {key: kind for key in ("torch_dtype", "dtype") if key == "torch_dtype" or key in config}
     building = folder / ".model.safetensors.partial"
     try:
@@ -436,9 +478,9 @@ def _read(
     rename: Callable[[list[str]], dict[str, str]],
     wanted: dict[str, tuple[int, ...]],
     skip: set[str],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """(the wanted tensors as `dtype`, the names of all others). Copied out of the files, which may be replaced meanwhile."""
+    """(the wanted tensors as `dtype`, None as they are; the names of all others). Copied out of the files, which may be replaced meanwhile."""
     from safetensors import SafetensorError
 
     state: dict[str, torch.Tensor] = {}
@@ -453,7 +495,8 @@ def _read(
                     elif (shape := tuple(file.get_slice(raw).get_shape())) != wanted[name]:
                         wrong.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
                     else:
-                        state[name] = file.get_tensor(raw).to(dtype, copy=True)
+                        tensor = file.get_tensor(raw)
+                        state[name] = tensor.to(dtype or tensor.dtype, copy=True)
             except SafetensorError as error:
                 raise UserError(
                     f"{path} is damaged, most likely cut short: {error}", "copy or fetch the model again"

@@ -14,6 +14,13 @@ RECIPES = Catalog(
         "chat": "danlu.recipes.text:chat",
         "text-classification": "danlu.recipes.text:text_classification",
         "sentiment": "danlu.recipes.text:sentiment",
+        "image-classification": "danlu.recipes.images:image_classification",
+        "mlp": "danlu.recipes.images:mlp",
+        "resnet18": "danlu.recipes.images:resnet18",
+        "vgg": "danlu.recipes.images:vgg",
+        "vit": "danlu.recipes.images:vit",
+        "autoencoder": "danlu.recipes.images:autoencoder",
+        "gan": "danlu.recipes.images:gan",
     },
     "danlu.recipes",
 )

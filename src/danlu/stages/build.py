@@ -13,12 +13,14 @@ import torch
 
 from danlu.core import device
 from danlu.core.config import Setting
-from danlu.core.types import Documents, Learner
+from danlu.core.types import Batch, Learner
 from danlu.data.loader import Loader
+from danlu.stages import images
 from danlu.stages.load import open_weights
 from danlu.stages.prepare import Prepared, number
 from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen, freeze
+from danlu.tasks.generative import Adversarial, Autoencoding
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training import optimizer
@@ -38,40 +40,61 @@ class Trainable:
 
 
 def build(prepared: Prepared, say: Say) -> Trainable:
-    """The network, its optimizer and its task, all from the experiment."""
+    """The network, its optimizers and its task, all from the experiment."""
     experiment = prepared.experiment
     options = experiment.training
     torch.set_num_threads(number(options.threads))
-    model = open_weights(
-        prepared.weights,
-        experiment.task.task,
-        prepared.labels or None,
-        dropout=experiment.model.dropout,
-        seed=options.seed,
-        say=say,
-    )
     precision: torch.dtype = getattr(torch, str(options.precision))
-    if experiment.model.method == "lora":
+    if prepared.config is not None:
+        model = images.network(prepared, say)
+    else:
+        model = open_weights(
+            prepared.weights,
+            experiment.task.task,
+            prepared.labels or None,
+            dropout=experiment.model.dropout,
+            seed=options.seed,
+            say=say,
+        )
+    lora = experiment.model.method == "lora"
+    if lora:
         adapter.add_lora(model, experiment.model, options.seed)
     freeze(model, experiment.model.freeze)
-    if experiment.model.method == "lora" and precision != torch.float32:
+    if lora and precision != torch.float32:
         cast_frozen(model, precision)
-    trained = {adapter.plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    steps = number(options.steps) if options.steps else 1
-    learner = Learner(
-        parameters=trained,
-        optimizer=optimizer.optimizer(trained, options, float(options.learning_rate or 0)),
-        schedule=optimizer.schedule(options.schedule, steps, options.warmup),
-        clip=options.clip or None,
-    )
-    smoothing = experiment.task.label_smoothing
-    task: Any
-    if prepared.labels:
-        task = Classification(model, learner, class_weights(prepared), smoothing)
-    else:
-        task = Language(model, learner, smoothing)
-    loader = Loader(prepared.rows["train"], number(options.batch_size), options.micro_batch_tokens, options.seed)
+    task = task_of(prepared, model)
+    batch_size = number(options.batch_size)
+    # A batch of images is never cut: batch normalisation looks at all of it.
+    most = batch_size if prepared.config is not None else options.micro_batch_tokens
+    loader = Loader(prepared.rows["train"], batch_size, most, options.seed)
     return Trainable(model, task, State(task, loader, seed=options.seed, precision=precision))
+
+
+def task_of(prepared: Prepared, model: Any) -> Any:
+    """What is learned, and by whom."""
+    options, trained = (
+        prepared.experiment.training,
+        {adapter.plain_name(name): p for name, p in model.named_parameters() if p.requires_grad},
+    )
+
+    def learner(part: str = "") -> Learner:
+        mine = {name: parameter for name, parameter in trained.items() if name.startswith(part)}
+        return Learner(
+            parameters=mine,
+            optimizer=optimizer.optimizer(mine, options, float(options.learning_rate or 0)),
+            schedule=optimizer.schedule(options.schedule, number(options.steps or 1), options.warmup),
+            clip=options.clip or None,
+        )
+
+    asked = prepared.experiment.task
+    if asked.task == "gan":
+        return Adversarial(model, learner("discriminator."), learner("generator."))
+    if asked.task == "autoencoder":
+        return Autoencoding(model, learner(), asked.noise)
+    if prepared.labels:
+        augment = images.augmentation(prepared)
+        return Classification(model, learner(), class_weights(prepared), asked.label_smoothing, augment)
+    return Language(model, learner(), asked.label_smoothing)
 
 
 def class_weights(prepared: Prepared) -> torch.Tensor | None:
@@ -85,36 +108,41 @@ def class_weights(prepared: Prepared) -> torch.Tensor | None:
 def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing."""
     rows, options = prepared.rows["train"], prepared.experiment.training
-    sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(512, options.micro_batch_tokens))
-    parameters = list(built.task.learner.parameters.values())
-    seconds = math.inf
-    state = torch.get_rng_state()
+    count = min(len(rows), number(options.batch_size))
+    sample = rows.batches(range(count), min(512, options.micro_batch_tokens) if prepared.config is None else count)
+    learners = built.task.learners()
+    parameters = {name: list(learner.parameters.values()) for name, learner in learners.items()}
+    seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
+    random, remembered = torch.get_rng_state(), built.task.state_dict()
     built.model.train()
     batch = sample[len(sample) // 2]
-    held = 0
     for _ in range(2):  # the first pass also warms up; the machine may be busy with something else in either
         start = time.perf_counter()
-        with torch.autocast(
-            parameters[0].device.type, built.state.precision, enabled=built.state.precision != torch.float32
-        ):
-            before = device.resident_memory_bytes()
-            losses = built.task.losses(batch, "model")
-            held = max(held, device.resident_memory_bytes() - before)
-        torch.autograd.grad(sum(loss.sum() for loss in losses.values()), parameters, allow_unused=True)
+        for name, mine in parameters.items():
+            with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
+                before = device.resident_memory_bytes()
+                losses = built.task.losses(batch, name)
+                held = max(held, device.resident_memory_bytes() - before)
+            torch.autograd.grad(sum(loss.sum() for loss in losses.values()), mine, allow_unused=True)
         seconds = min(seconds, time.perf_counter() - start)
-    torch.set_rng_state(state)
-    rate = len(batch.ids) / seconds
-    trained = sum(parameter.numel() for parameter in parameters)
-    share = min(options.micro_batch_tokens, len(rows.ids) / prepared.steps_per_epoch) / len(batch.ids)
-    per_step = len(rows.ids) / prepared.steps_per_epoch / rate
-    lora = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
-    tested = len(prepared.rows["test"].ids)
+    torch.set_rng_state(random)
+    built.task.load_state_dict(remembered)
+    rate = batch.size / seconds
+    trained = sum(parameter.numel() for mine in parameters.values() for parameter in mine)
+    per_step = rows.size / prepared.steps_per_epoch
+    share = per_step / batch.size
+    if prepared.config is None:
+        share = min(options.micro_batch_tokens, per_step) / batch.size
+        adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
+        final = max(trained, 0 if adapted else prepared.weights.parameters)
+    else:
+        final = trained
     return {
-        "tokens_per_second": rate,
-        "seconds_per_step": per_step,
-        "seconds_per_validation": sum(len(batch.ids) for batch in validation(prepared)) / rate / 3,
-        "seconds_for_test": 2 * tested / rate / 3,  # forward only is a third of a step; before and after
-        "disk_bytes": 3 * 12.0 * trained + 4.0 * max(trained, 0 if lora else prepared.weights.parameters),
+        f"{batch.unit}_per_second": rate,
+        "seconds_per_step": per_step / rate,
+        "seconds_per_validation": sum(each.size for each in validation(prepared)) / rate / 3,
+        "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after
+        "disk_bytes": 3 * 12.0 * trained + 4.0 * final,
         "trained_parameters": float(trained),
         "memory_bytes": device.resident_memory_bytes() + held * max(1.0, share) + 12.0 * trained,
     }
@@ -130,15 +158,16 @@ def with_steps(prepared: Prepared, setting: Setting) -> Prepared:
     )
 
 
-def validation(prepared: Prepared) -> list[Documents]:
-    """The validation rows looked at, evenly spread, in micro-batches."""
+def validation(prepared: Prepared) -> list[Batch]:
+    """The validation rows looked at, evenly spread, in micro-batches; none for a GAN, whose losses say nothing of its images."""
     rows = prepared.rows["validation"]
-    if not len(rows):
+    if not len(rows) or prepared.experiment.task.task == "gan":
         return []
     options = prepared.experiment.training
     count = min(len(rows), number(options.validation_rows))
     chosen = sorted({int(place) for place in np.linspace(0, len(rows) - 1, count)})
-    return rows.batches(chosen, options.micro_batch_tokens)
+    found: list[Batch] = rows.batches(chosen, options.micro_batch_tokens if prepared.config is None else images.BATCH)
+    return found
 
 
 def in_float32(prepared: Prepared) -> Prepared:

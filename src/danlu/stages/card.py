@@ -1,287 +1,314 @@
-"""The model card of a run: README.md beside the weights, in the form Hugging Face reads."""
+"""A run's figures in words, and its model card: README.md beside the weights, in the form Hugging Face reads."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from danlu.stages.plots import number
+from danlu.stages.plots import finite, number
 
+
+Json = Mapping[str, Any]
 
 LOWER_IS_BETTER = {
-    "loss", "perplexity", "bits_per_byte", "log_loss", "brier", "mean_squared_error", "character_error_rate", "word_error_rate",
+    "loss", "perplexity", "bits_per_byte", "log_loss", "brier", "mean_squared_error", "mse", "frechet_pixels",
+    "character_error_rate", "word_error_rate",
 }  # fmt: skip
-NOT_SHARES = LOWER_IS_BETTER - {"character_error_rate", "word_error_rate"} | {"bleu", "chrf"}
+NOT_SHARES = LOWER_IS_BETTER - {"character_error_rate", "word_error_rate"} | {"bleu", "chrf", "psnr"}
 _TITLES = {
     "auc": "AUC", "exact_match": "exact match", "rouge_l": "ROUGE-L", "token_f1": "F1 of words", "log_loss": "log loss",
     "brier": "Brier score", "bits_per_byte": "bits per byte", "bleu": "BLEU", "chrf": "chrF",
+    "mse": "mean squared error of pixels", "psnr": "PSNR in dB", "frechet_pixels": "Fréchet distance of pixels",
 }  # fmt: skip
 _OF_ANSWERS = {"exact_match", "token_f1", "rouge_l", "character_error_rate", "word_error_rate", "bleu", "chrf"}
 _FEW = 100  # rows: under this a bootstrap interval is too narrow, and of no width where every row scores alike
-_MISUSE = {
+_KNOWN = (
+    "It knows the labels above and no others: what fits none of them still gets one. Input unlike the training data"
+)
+_LIMITS = {
     "chat": "It can state falsehoods fluently, and may repeat biases of its base model and of the data. Do not let it decide about people.",
-    "text-classification": "It knows the labels below and no others: a text that fits none of them still gets one. "
-    "Texts unlike the training data (another language, another time, another source) are outside what was measured.",
+    "text-classification": f"{_KNOWN} (another language, another time, another source) is outside what was measured.",
+    "image-classification": f"{_KNOWN} (another camera, another scale, another background) is outside what was measured.",
+    "autoencoder": "It gives back well only what resembles its training data; all else comes back as the nearest thing it knows.",
+    "gan": "What it draws resembles its training data, biases included, and may come close to single images of it.",
 }
+_PIPELINES = {"chat": "text-generation", "autoencoder": "image-to-image", "gan": "unconditional-image-generation"}
 
 
 def title(metric: str) -> str:
     """The name of a metric for people: `f1_macro` -> `macro F1`."""
-    if metric in _TITLES:
-        return _TITLES[metric]
     stem, _, average = metric.rpartition("_")
     if average in ("macro", "micro", "weighted"):
         return f"{average} {'F1' if stem == 'f1' else stem}"
-    return metric.replace("_", " ")
+    return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def figure(metric: str, value: float | None) -> str:
+def figure(metric: str, found: Any) -> str:
     """A metric's value for people: shares in per cent."""
-    if value is None or metric in NOT_SHARES:
-        return number(value)
-    return f"{100 * value:.1f} %"
+    return f"{100 * found:.1f} %" if finite(found) and metric not in NOT_SHARES else number(found)
 
 
-def with_interval(metric: str, found: Mapping[str, Any], tested: int | None = None) -> str:
+def with_interval(metric: str, found: Json, tested: int | None = None) -> str:
     """`91.2 % [88.5, 93.6]`, or `100.0 % (n too small for an interval)`. tested: what it rests on, see `rests_on`."""
-    value, said = figure(metric, found.get("value")), edges(metric, found, tested)
-    return f"{value} {said}" if said else value
+    return f"{figure(metric, found.get('value'))} {edges(metric, found, tested)}".strip()
 
 
-def edges(metric: str, found: Mapping[str, Any], tested: int | None = None) -> str:
-    """`[88.5, 93.6]`; empty where there is no interval."""
-    if found.get("low") is None or found.get("high") is None:
+def edges(metric: str, found: Json, tested: int | None = None) -> str:
+    """`[88.5, 93.6]`; empty where there is no interval.
+
+    Without width over few rows there is none: every resample of rows that all score alike is alike, whatever the truth.
+    """
+    low, high = found.get("low"), found.get("high")
+    if not finite(low) or not finite(high):
         return ""
-    if no_width(found, tested):
+    if low == high and tested is not None and tested < _FEW:
         return "(n too small for an interval)"
-    low, high = (figure(metric, found[key]).removesuffix(" %") for key in ("low", "high"))
-    return f"[{low}, {high}]"
+    return f"[{figure(metric, low)}, {figure(metric, high)}]".replace(" %", "")
 
 
-def no_width(found: Mapping[str, Any], tested: int | None) -> bool:
-    """An interval without width over few rows: every resample of rows that all score alike is alike, whatever the truth."""
-    return tested is not None and tested < _FEW and found.get("low") is not None and found["low"] == found.get("high")
-
-
-def rests_on(evaluation: Mapping[str, Any], metric: str) -> int | None:
+def rests_on(evaluation: Json, metric: str) -> int | None:
     """The rows of the evaluation, or for a metric of written answers those turns that were answered."""
     found = evaluation.get("answered") if metric in _OF_ANSWERS else None
     return evaluation.get("rows") if found is None else found
 
 
-def over(evaluation: Mapping[str, Any], metric: str) -> str:
+def over(evaluation: Json, metric: str) -> str:
     """`over 12 answers`, `over 30 rows`; empty where every metric rests on the same rows, which is said once."""
     if evaluation.get("answered") is None or (tested := rests_on(evaluation, metric)) is None:
         return ""
-    return f"over {tested:,} {'answer' if metric in _OF_ANSWERS else 'row'}{'s' * (tested != 1)}"
+    return f"over {count(tested, 'answer' if metric in _OF_ANSWERS else 'row')}"
 
 
-def few_rows(evaluation: Mapping[str, Any]) -> str:
+def count(found: int, name: str) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{found:,} {name}{'s' * (found != 1)}"
+
+
+def value(found: Any) -> str:
+    """A JSON value as a person writes it."""
+    if isinstance(found, bool) or found is None:
+        return {True: "yes", False: "no", None: "none"}[found]
+    if isinstance(found, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {value(part)}" for key, part in found.items())
+    if isinstance(found, list):
+        return ", ".join(map(value, found))
+    return number(found, 6) if isinstance(found, float) else str(found)
+
+
+def machine(facts: Json) -> dict[str, str]:
+    """What the run remembers of its machine, bytes as GB."""
+    found = {name: value(one) for name, one in (facts.get("machine") or {}).items()}
+    found |= {name: f"{int(one) / 1e9:.1f} GB" for name, one in found.items() if name.endswith("_bytes")}
+    return {name.removesuffix("_bytes").replace("_", " "): one for name, one in found.items()}
+
+
+def columns(evaluation: Json) -> dict[str, Json]:
+    """The figures of this model, of what it was before, and of each baseline: name -> metrics."""
+    before = (evaluation.get("before") or {}).get("metrics")
+    others = {str(one.get("name")): one.get("metrics") or {} for one in evaluation.get("baselines") or []}
+    return {"this model": evaluation.get("metrics") or {}, **({"before": before} if before else {}), **others}
+
+
+def table(evaluation: Json) -> list[list[str]]:
+    """A row for every metric of the model: its name, and what each of `columns` has of it."""
+    rows = []
+    for metric in evaluation.get("metrics") or {}:
+        having = [found.get(metric) for found in columns(evaluation).values()]
+        name = ", ".join(filter(None, (title(metric), over(evaluation, metric))))
+        rows.append(
+            [name, *(with_interval(metric, one, rests_on(evaluation, metric)) if one else "–" for one in having)]
+        )
+    return rows
+
+
+def verdicts(compared: Iterable[Json]) -> list[str]:
+    """What comparisons found, each as a sentence: `the same` -> `The same.`"""
+    said = [str((one.get("comparison") or one).get("verdict") or "") for one in compared]
+    return [f"{verdict[0].upper()}{verdict[1:]}." for verdict in said if verdict]
+
+
+def intervals(evaluation: Json) -> str:
+    """What the intervals are, and over what."""
+    level, rows = f"{100 * evaluation.get('level', 0.95):.0f} %", f"{number(evaluation.get('rows'))} rows"
+    if "frechet_pixels" in (evaluation.get("metrics") or {}):
+        return f"{level} intervals over several draws of as many images as the {rows} held out"
+    answered = evaluation.get("answered")
+    turns = "" if answered is None else f", those of written answers over the {count(answered, 'turn')} answered"
+    return f"{level} bootstrap intervals over {rows}{turns}"
+
+
+def few_rows(evaluation: Json) -> str:
     """What is said wherever so little was tested that the intervals mislead; empty where it was enough."""
-    rows, answered = evaluation.get("rows"), evaluation.get("answered")
-    small = [f"{rows:,} row{'s' * (rows != 1)} {'were' if rows != 1 else 'was'} tested"] if rows and rows < _FEW else []
-    if answered and answered < _FEW:
-        small.append(f"{answered:,} answer{'s' * (answered != 1)} {'were' if answered != 1 else 'was'} compared")
-    if not small:
-        return ""
-    return f"Only {' and '.join(small)}: intervals from so few are wide, and still narrower than they should be."
+    tested = ((evaluation.get("rows"), "row", "tested"), (evaluation.get("answered"), "answer", "compared"))
+    small = [f"{count(n, name)} {'was' if n == 1 else 'were'} {done}" for n, name, done in tested if n and n < _FEW]
+    warning = f"Only {' and '.join(small)}: intervals from so few are wide, and still narrower than they should be."
+    return warning if small else ""
 
 
-def left_out(evaluation: Mapping[str, Any]) -> list[str]:
+def left_out(evaluation: Json) -> list[str]:
     """What of the test rows was not measured: those dropped and why, and what was cut off."""
     said = []
     for one in evaluation.get("dropped") or []:
         places = ", ".join(map(str, one.get("examples") or []))
         said.append(
-            f"Left out of the test: {number(one.get('count'))}, {one.get('reason')}{f' ({places})' * bool(places)}."
+            f"Left out of the test: {number(one.get('count'))}, {one.get('reason')}{places and f' ({places})'}."
         )
-    cut = {reason: count for reason, count in (evaluation.get("cut") or {}).items() if count}
+    cut = {reason: found for reason, found in (evaluation.get("cut") or {}).items() if found}
     if rows := cut.pop("rows", 0):
-        said.append(
-            f"Cut to fit: {rows:,} test row{'s' * (rows != 1)}, of which {number(cut.pop('tokens', 0))} tokens were not read."
-        )
-    said += [f"Of the test: {number(count)} {reason}." for reason, count in cut.items()]
-    return said
+        tokens = number(cut.pop("tokens", 0))
+        said.append(f"Cut to fit: {count(rows, 'test row')}, of which {tokens} tokens were not read.")
+    return said + [f"Of the test: {number(found)} {reason}." for reason, found in cut.items()]
 
 
-def model_card(
-    facts: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    data: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    folder: Path,
-) -> str:
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+_CARD = """\
+---
+{{ front }}---
+
+# {{ name|plain }}
+
+{{ (model.name or "A model")|plain }}, {{ "fine-tuned" if base else "trained from random weights" }} for {{ facts.task|plain }} \
+with danlu {{ facts.danlu|plain }}.
+{% if facts.status|default("finished") != "finished" %}
+
+**This run is {{ facts.status|plain }}, not finished: the weights are those of its last checkpoint.**
+{% endif %}
+
+## Intended use and limits
+
+Made for input like its training data; the results below were measured on held-out rows of that data and say nothing of other input.
+{% if data.labels %}
+Labels: {{ data.labels|map("code")|join(", ") }}.
+{% endif %}
+{% for line in [limits, few_rows]|select %}
+{{ line }}
+{% endfor %}
+{% if data.truncated.rows %}
+{{ data.truncated.rows|number }} rows did not fit into what the model reads at once and were cut.
+{% endif %}
+
+## Results
+
+{% if results %}
+| metric | {{ columns|map("plain")|join(" | ") }} |
+|---|{{ "---|" * columns|length }}
+{% for row in results %}
+| {{ row[0]|plain }} | {{ row[1:]|join(" | ") }} |
+{% endfor %}
+
+On the {{ (evaluation.split or "test")|plain }} rows; brackets are {{ intervals }}.
+
+{% for line in said %}
+- {{ line|plain }}
+{% endfor %}
+{% else %}
+Not evaluated yet: `danlu evaluate RUN`.
+{% endif %}
+
+## Lineage and licences
+
+{% for one in origins %}
+- {{ one.role|plain }} {{ one.name|code }}{{ ", %s rows"|format(one.rows|number) if one.rows }}, SHA-256 {{ one.sha256|code }}, \
+licence: {{ one|licence|plain or "not stated" }}.
+{% endfor %}
+
+A model is bound by the terms of all it came from.
+{% if unstated %}
+The licence of {{ unstated|join(", ") }} is not stated, so the one of this model is given as `other` above.
+{% endif %}
+
+## Training
+
+Rows: {% for part, rows in (data.splits or {})|items %}{{ rows|number }} {{ part|plain }}, {% endfor %}in all {{ data.rows.kept|number }}.
+{% if facts.seconds %}Time: {{ (facts.seconds / 60)|number(2) }} minutes.{% endif %}
+{% if facts.machine %} Machine: {{ machine|value|plain }}.{% endif %}
+
+
+| setting | value |
+|---|---|
+{% for key, entry in (settings.used or {})|items if entry.value is not none %}
+| {{ key|code }} | {{ entry.value|value|plain }} |
+{% endfor %}
+"""
+
+
+def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder: Path) -> str:
     """The text of README.md. Arguments: run.json, experiment.json, data.json and evaluation.json as read; folder: of the model."""
+    from jinja2 import ChainableUndefined, Environment
+
     lineage = facts.get("lineage") or {}
-    base, sources = lineage.get("model") or {}, lineage.get("data") or []
-    task = str(facts.get("task") or "")
+    model, sources = lineage.get("model") or {}, lineage.get("data") or []
+    base = model if model.get("sha256", True) else {}  # random weights have no digest
+    origins = [{"role": "base model", **base}] * bool(base) + sources
+    unstated = [_code(one.get("name")) for one in origins if not _licence(one)] + ["the data"] * (not sources)
     name = str(facts.get("name") or folder.parent.name)
-    used = {key: entry.get("value") for key, entry in (settings.get("used") or {}).items()}
-    parts = [
-        "---\n" + _front(facts, base, sources, evaluation, folder) + "---\n",
-        f"# {_plain(name)}\n\n{_plain(str(base.get('name') or 'A model'))}, fine-tuned for {_plain(task) or 'a task'} "
-        f"with danlu {_plain(str(facts.get('danlu') or ''))}.".replace(" .", "."),
-    ]
-    if facts.get("status") not in ("finished", None):
-        parts.append(f"**This run is {facts['status']}, not finished: the weights are those of its last checkpoint.**")
-    parts.append("## Intended use and limits\n\n" + _use(task, evaluation, data))
-    parts.append("## Results\n\n" + _results(evaluation))
-    licence = base.get("licence") or base.get("license")
-    licences = [f"- Base model {_code(str(base.get('name') or '?'))}: {_plain(str(licence or 'not stated'))}."]
-    licences += [
-        f"- {_plain(str(s.get('role', 'data')))} {_code(str(s.get('name')))}: {_plain(str(s.get('licence') or 'not stated'))}."
-        for s in sources
-    ]
-    bound = "A fine-tuned model is bound by the terms of both."
-    if unstated := _unstated(base, sources):
-        bound += f" The licence of {_and(unstated)} is not stated, so the one of this model is given as `other` above."
-    parts.append("## Licences\n\n" + "\n".join(licences) + "\n\n" + bound)
-    rows = [
-        f"| {_code(key)} | {_plain(json.dumps(value, ensure_ascii=False))} |"
-        for key, value in used.items()
-        if value is not None
-    ]
-    parts.append(
-        "## Training\n\n"
-        + _training(facts, data)
-        + ("\n\n| setting | value |\n|---|---|\n" + "\n".join(rows) if rows else "")
+    compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
+    compared += (evaluation.get("transfer") or {}).get("rows") or []
+    words = Environment(  # noqa: S701 - Markdown: `plain` and `code` see to what comes from outside
+        trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, keep_trailing_newline=True
     )
-    origin = [f"- Base: {_code(str(base.get('name') or '?'))}, SHA-256 {_code(str(base.get('sha256') or '?'))}."]
-    origin += [
-        f"- {_plain(str(s.get('role', 'data')))}: {_code(str(s.get('name')))}, {number(s.get('rows'))} rows, SHA-256 {_code(str(s.get('sha256') or '?'))}."
-        for s in sources
-    ]
-    parts.append("## Lineage\n\n" + "\n".join(origin))
-    return "\n\n".join(parts) + "\n"
+    words.filters |= {"plain": _plain, "code": _code, "number": number, "value": value, "licence": _licence}
+    view = {"facts": facts, "settings": settings, "data": data, "evaluation": evaluation, "name": name, "model": model}
+    return words.from_string(_CARD).render(
+        **view,
+        base=base,
+        origins=origins,
+        unstated=unstated,
+        front=_front(name, facts.get("task"), base, sources, not unstated, evaluation, folder),
+        limits=_LIMITS.get(str(facts.get("task"))),
+        few_rows=few_rows(evaluation),
+        results=table(evaluation),
+        columns=columns(evaluation),
+        intervals=intervals(evaluation),
+        said=verdicts(compared) + left_out(evaluation),
+        machine=machine(facts),
+    )
 
 
 def _front(
-    facts: Mapping[str, Any], base: Mapping[str, Any], sources: list[Any], evaluation: Mapping[str, Any], folder: Path
-) -> str:
+    name: str, task: Any, base: Json, sources: list[Json], stated: bool, evaluation: Json, folder: Path
+) -> str:  # fmt: skip
+    """The YAML that Hugging Face reads, with what is known. stated: everything it came from states its licence."""
     import yaml
 
-    task = str(facts.get("task") or "")
-    kind = {"chat": "text-generation"}.get(task, task)
-    licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(base).lower()).strip("-")
-    public = _public(base)
-    adapter = (folder / "adapter_config.json").exists()
-    front: dict[str, Any] = {
-        "license": "other" if _unstated(base, sources) or not licence else licence,
-        **({"base_model": public, "base_model_relation": "adapter" if adapter else "finetune"} if public else {}),
-        "library_name": "peft" if adapter else "transformers",
+    kind, public, adapter = _PIPELINES.get(str(task), task), base.get("hub"), (folder / "adapter_config.json").exists()
+    config = folder / "config.json"
+    own = config.is_file() and '"architectures"' not in config.read_text("utf-8")  # transformers has no class for it
+    licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(base or sources[0]).lower()).strip("-") if stated else ""
+    names = [str(source["name"]) for source in sources if source.get("name")]
+    ours = {metric: found["value"] for metric, found in (evaluation.get("metrics") or {}).items()}
+    measured = [{"type": key, "name": title(key), "value": round(ours[key], 6)} for key in ours if finite(ours[key])]
+    dataset = {"name": (names or ["own data"])[0], "type": "custom", "split": str(evaluation.get("split", "test"))}
+    results = [{"task": {"type": kind}, "dataset": dataset, "metrics": measured}]
+    front = {
+        "license": licence or "other",
+        "base_model": public,
+        "base_model_relation": public and ("adapter" if adapter else "finetune"),
+        "library_name": "peft" if adapter else "danlu" if own else "transformers",
         "tags": ["danlu", *([task] if task else []), *(["lora"] if adapter else [])],
+        "pipeline_tag": kind,
+        "datasets": names,
+        "model-index": [{"name": name, "results": results}] if measured and kind else None,
     }
-    if kind:
-        front["pipeline_tag"] = kind
-    names = [str(source.get("name")) for source in sources if source.get("name")]
-    if names:
-        front["datasets"] = names
-    measured = [
-        {"type": metric, "name": title(metric), "value": round(found["value"], 6)}
-        for metric, found in (evaluation.get("metrics") or {}).items()
-        if isinstance(found.get("value"), (int, float))
-    ]
-    if measured and kind:
-        split = str(evaluation.get("split", "test"))
-        dataset = {"name": names[0] if names else "own data", "type": "custom", "split": split}
-        name = str(facts.get("name") or folder.parent.name)
-        front["model-index"] = [
-            {"name": name, "results": [{"task": {"type": kind}, "dataset": dataset, "metrics": measured}]}
-        ]
-    return str(yaml.safe_dump(front, sort_keys=False, allow_unicode=True))
+    known = {key: found for key, found in front.items() if found}
+    return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
 
 
-def _public(base: Mapping[str, Any]) -> str | None:
-    """The name under which others find the base model, `owner/name`: the front matter links it. None for a name of danlu's own."""
-    if "hub" in base:
-        return str(base["hub"]) if base["hub"] else None
-    name = str(base.get("name") or "")
-    found = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
-    return name if found and base.get("kind") not in ("folder", "run", "gguf") else None
-
-
-def _licence(one: Mapping[str, Any]) -> str:
+def _licence(one: Json) -> str:
     """As stated; empty when it is not."""
-    found = str(one.get("licence") or one.get("license") or "").strip()
+    found = str(one.get("licence") or "").strip()
     return "" if found.lower() in ("not stated", "unknown") else found
 
 
-def _unstated(base: Mapping[str, Any], sources: list[Any]) -> list[str]:
-    """What the model came from without a stated licence, as code spans: then its own licence cannot be given."""
-    found = [("the base model", base), *((_code(str(one.get("name") or "data")), one) for one in sources)]
-    return [name for name, one in found if not _licence(one)] + ([] if sources else ["the data"])
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _use(task: str, evaluation: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    labels = list(data.get("labels") or {})
-    lines = [
-        "Made for input like its training data; the results below were measured on held-out rows of that data and say nothing of other input."
-    ]
-    if labels:
-        lines.append("Labels: " + ", ".join(f"{_code(label)}" for label in labels) + ".")
-    lines.append(_MISUSE.get(task, ""))
-    lines.append(few_rows(evaluation))
-    cut = (data.get("truncated") or {}).get("rows")
-    if cut:
-        lines.append(f"{cut:,} training rows were longer than the model was given and were cut.")
-    return " ".join(line for line in lines if line)
-
-
-def _results(evaluation: Mapping[str, Any]) -> str:
-    ours = evaluation.get("metrics") or {}
-    if not ours:
-        return "Not evaluated yet: `danlu evaluate RUN`."
-    columns: list[tuple[str, Mapping[str, Any]]] = [("this model", ours)]
-    if (evaluation.get("before") or {}).get("metrics"):
-        columns.append(("base model, untouched", evaluation["before"]["metrics"]))
-    columns += [(str(one.get("name")), one.get("metrics") or {}) for one in evaluation.get("baselines") or []]
-    lines = ["| metric | " + " | ".join(_plain(name) for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for metric in ours:
-        tested, rows = rests_on(evaluation, metric), over(evaluation, metric)
-        cells = [with_interval(metric, found[metric], tested) if metric in found else "–" for _, found in columns]
-        lines.append(f"| {_plain(title(metric))}{f', {rows}' * bool(rows)} | " + " | ".join(cells) + " |")
-    level = f"{100 * evaluation.get('level', 0.95):.0f} %"
-    lines.append(
-        f"\n{number(evaluation.get('rows'))} rows of the {_plain(str(evaluation.get('split', 'test')))} split; brackets: {level} bootstrap interval."
-    )
-    compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
-    said = [str(one["comparison"]["verdict"]) for one in compared if (one.get("comparison") or {}).get("verdict")]
-    said = [f"{verdict[0].upper()}{verdict[1:]}." for verdict in said] + left_out(evaluation)
-    return "\n".join([*lines, *([""] if said else []), *(f"- {_plain(line)}" for line in said)])
-
-
-def _training(facts: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    splits = ", ".join(f"{rows:,} {_plain(name)}" for name, rows in (data.get("splits") or {}).items())
-    seconds = facts.get("seconds")
-    machine = ", ".join(
-        f"{_plain(key)} {_plain(str(value))}"
-        for key, value in (facts.get("machine") or {}).items()
-        if not isinstance(value, (dict, list))
-    )
-    said = [
-        f"Rows: {splits}." if splits else "",
-        f"Time: {seconds / 60:.1f} minutes." if seconds else "",
-        f"Machine: {machine}." if machine else "",
-    ]
-    return " ".join(part for part in said if part)
-
-
-def _code(text: str) -> str:
+def _code(text: Any) -> str:
     """Text from outside as a code span, also within a table."""
-    return f"`{' '.join(text.replace('`', chr(39)).replace('|', '¦').split())}`"
+    return f"`{' '.join((str(text) or '?').replace('`', chr(39)).replace('|', '¦').split())}`"
 
 
-def _plain(text: str) -> str:
+def _plain(text: Any) -> str:
     """Text from outside as one line of Markdown that starts no markup."""
-    return (
-        re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", " ".join(text.split()))
-        if re.search(r"[`*\[\]<>|\\\n]", text)
-        else text
-    )
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", line) if re.search(r"[`*\[\]<>|\\]", line) else line

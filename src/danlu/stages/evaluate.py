@@ -12,6 +12,7 @@ import torch
 
 from danlu.core.errors import UserError, printable
 from danlu.core.run import Run
+from danlu.core.types import IMAGE_TASKS
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.options import DataOptions
 from danlu.data.source import read
@@ -49,6 +50,12 @@ def evaluate(
     Raises:
         UserError: no final model, no rows, rows of another form, or a label the model does not know.
     """
+    if run.read("run.json")["task"] in IMAGE_TASKS:
+        from danlu.stages import images
+
+        if answers is not None or text is not None:
+            raise UserError("answers= and text= are about texts, and this run is about images", "leave them out")
+        return images.evaluate(run, data, say, label)
     opened = open_final(run)
     name = "test" if data is None else "data"
     source = data if data is not None else run.path / "data" / "test.jsonl"
@@ -106,6 +113,19 @@ def read_items(
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> None:
     """The test of a training run: after and before, baselines, examples; written to evaluation.json."""
+    if prepared.config is not None:
+        from danlu.stages import images
+
+        result = images.at_the_end(run, prepared, say)
+    else:
+        result = texts_at_the_end(run, prepared, say)
+    run.write("evaluation.json", result)
+    for line in summary(result):
+        say(line)
+
+
+def texts_at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
+    """The test of a training run on texts."""
     opened = open_final(run)
     items = prepared.items["test"]
     say(f"testing on {len(items)} rows that were neither learned from nor chosen by")
@@ -117,9 +137,7 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> None:
         result["examples"] = right_and_wrong(items, predicted, opened.labels)
     else:
         result = before_and_after(opened, prepared, items, say)
-    run.write("evaluation.json", {"split": "test", **result})
-    for line in summary(result):
-        say(line)
+    return {"split": "test", **result}
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -132,9 +150,10 @@ def summary(result: dict[str, Any]) -> list[str]:
         was = f"   before {before['value']:.4g} [{before['low']:.4g}, {before['high']:.4g}]" if before else ""
         lines.append(f"{name:>22} {entry['value']:.4g} [{entry['low']:.4g}, {entry['high']:.4g}]{was}")
     for each in result.get("baselines", []):
-        figure = each["metrics"]["accuracy"]
+        name = result.get("primary", "accuracy")
+        figure = each["metrics"][name]
         lines.append(
-            f"{each['name']}: accuracy {figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]; {each['comparison']['verdict']}"
+            f"{each['name']}: {name} {figure['value']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]; {each['comparison']['verdict']}"
         )
     if "comparison" in result.get("before", {}):
         lines.append(result["before"]["comparison"]["verdict"])

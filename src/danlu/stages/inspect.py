@@ -81,11 +81,13 @@ def remove(name: str) -> Run:
 def settings_of(run: Run) -> dict[str, dict[str, Any]]:
     """Every setting a run was made with: key -> value, origin, meaning."""
     used = run.read("experiment.json")["used"]
-    return {key: {**entry, "about": meanings().get(key, "")} for key, entry in used.items()}
+    about = meanings(used["task"]["value"])
+    return {key: {**entry, "about": about[key]} for key, entry in used.items() if key in about}
 
 
 def settings_asked(asked: Asked) -> dict[str, dict[str, Any]]:
     """Every setting of an experiment before it is prepared; what is still open says so."""
+    about = meanings(asked.experiment.task.task)
     return {
         key: {
             "value": value,
@@ -94,15 +96,17 @@ def settings_asked(asked: Asked) -> dict[str, dict[str, Any]]:
             else "default"
             if value is not None
             else "open",
-            "about": meanings()[key],
+            "about": about[key],
         }
         for key, value in config.flat(asked.experiment).items()
+        if key in about
     }
 
 
-def meanings() -> dict[str, str]:
-    """Every key of an experiment and one line about it."""
-    return {key: field.metadata["about"] for _, key, field, _ in config.leaves(Experiment)}
+def meanings(task: str) -> dict[str, str]:
+    """Every key that the task reads, and one line about it."""
+    read = [(key, field.metadata) for _, key, field, _ in config.leaves(Experiment)]
+    return {key: about["about"] for key, about in read if not about["tasks"] or task in about["tasks"]}
 
 
 def models() -> list[dict[str, Any]]:

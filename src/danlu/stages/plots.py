@@ -1,16 +1,17 @@
-"""Line plots as SVG in HTML, without a plotting library: they stretch to any width, follow the page's theme, need no script.
+"""Plots without a plotting library: places for SVG and HTML that stretch to any width, follow the page's theme and need no script.
 
-The drawing stretches, strokes and text do not: lines carry `non-scaling-stroke`, and the labels are HTML placed in per cent.
+What is given back is drawn by the macros of report.html. The drawing stretches, strokes and text do not: lines carry
+`non-scaling-stroke`, and the labels are HTML placed in per cent.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup, escape
+import numpy as np
 
 
 _POINTS = 600  # of one line; more than the pixels of a phone, fewer than a page takes notice of
@@ -18,25 +19,30 @@ _POINTS = 600  # of one line; more than the pixels of a phone, fewer than a page
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a plot. look: raw (faint), line, or dots (joined points)."""
+    """A line of a plot. look: raw (faint), line, or dots (joined points). colour: 0 to 2. spans: (low, high) of each point."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     look: str = "line"
+    colour: int = 0
+    spans: Sequence[tuple[float, float]] = ()
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people: `12,345`, `0.8315`, `2e-05`; a dash for none and for not-a-number."""
-    if value is None or math.isnan(value):
+def finite(value: Any) -> bool:
+    """Whether it is a number that can be placed on an axis."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people: `12,345`, `0.8315`, `2e-05`; a dash for what is none."""
+    if not isinstance(value, (int, float)) or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -61,95 +67,61 @@ def smooth(ys: Sequence[float], weight: float) -> list[float]:
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], points: int = _POINTS) -> tuple[list[float], list[float]]:
-    """At most so many points with the same outline: the lowest and highest of each stretch are kept."""
-    if len(xs) <= points:
-        return list(xs), list(ys)
-    kept: set[int] = {0, len(xs) - 1}
-    stretch = 2 * len(xs) / points
-    for part in range(points // 2):
-        members = [
-            i for i in range(int(part * stretch), min(int((part + 1) * stretch), len(xs))) if math.isfinite(ys[i])
-        ]
-        if members:
+    """At most so many points with the same outline: the ends, and the lowest and highest of each stretch."""
+    kept = set(range(len(xs))) if len(xs) <= points else {0, len(xs) - 1}
+    for stretch in np.array_split(np.arange(len(xs)), points // 2) if len(xs) > points else ():
+        if members := [int(i) for i in stretch if math.isfinite(ys[i])]:
             kept |= {min(members, key=ys.__getitem__), max(members, key=ys.__getitem__)}
     return [xs[i] for i in sorted(kept)], [ys[i] for i in sorted(kept)]
 
 
 def line_plot(
-    title: str,
-    series: Sequence[Series],
-    *,
-    about: str = "",
-    zero: bool = False,
-    wide: bool = False,
-    across: str = "step",
-) -> Markup:
-    """A figure with its legend, axes and a text for screen readers; empty when no series holds a finite point.
+    title: str, series: Sequence[Series], *, about: str = "", zero: bool = False, wide: bool = False, across: str = "step", log: bool = False
+) -> dict[str, Any] | None:  # fmt: skip
+    """A figure with its legend, axes and a text for screen readers; None when no series holds a finite point.
 
-    zero: the vertical axis begins at 0. wide: room for more ticks. across: what the horizontal axis counts.
+    zero: the vertical axis begins at 0. wide: room for more ticks. across: what the horizontal axis counts. log: it is logarithmic,
+    with a tick at each point.
     """
-    thinned = [(one, *thin(one.xs, one.ys)) for one in series]
-    finite = [(x, y) for _, xs, ys in thinned for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
-    if not finite:
-        return Markup()
-    left, right = min(x for x, _ in finite), max(x for x, _ in finite)
-    low, high = min(y for _, y in finite), max(y for _, y in finite)
+    lines = [(one, *thin(one.xs, one.ys)) for one in series if len(one.xs)]
+    points = [(x, y) for _, xs, ys in lines for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+    if not points:
+        return None
+    heights = [y for _, y in points] + [end for one in series for span in one.spans for end in span]
+    left, right, low, high = min(points)[0], max(points)[0], min(heights), max(heights)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (0.0 if zero and low >= 0 else low - margin), high + margin
-    width = right - left or 1.0
+    scale: Callable[[float], float] = math.log if log else float
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (x - left) / width * 1000 if right > left else 500.0, (high - y) / (high - low) * 1000
+    def along(x: float) -> float:
+        """Per mille from the left."""
+        return round(1000 * (scale(x) - scale(left)) / (scale(right) - scale(left)), 1) if right > left else 500.0
 
-    marks = [
-        mark for one, xs, ys in thinned for mark in _marks(one.look, [place(x, y) for x, y in zip(xs, ys, strict=True)])
-    ]
-    across_ticks = [(x, place(x, low)[0] / 10) for x in ticks(left, right, 8 if wide else 4) if x == int(x)] or [
-        (left, 50.0)
-    ]
-    up_ticks = [(y, place(left, y)[1] / 10) for y in ticks(low, high, 4)]
-    grid = [Markup('<path class="grid" d="M0 {0:.1f}H1000"/>').format(at * 10) for _, at in up_ticks]
-    last = "; ".join(f"{one.name}: {number(ys[-1])} at {across} {number(xs[-1])}" for one, xs, ys in thinned if xs)
-    data = [
-        {"name": one.name, "look": one.look, "x": xs, "y": [y if math.isfinite(y) else None for y in ys]}
-        for one, xs, ys in thinned
-        if xs
-    ]
-    legend = [Markup('<span class="key {}">{}</span>').format(one.look, one.name) for one, xs, _ in thinned if xs]
-    return Markup(
-        '<figure class="plot" data-across="{across}" data-box="{box}" data-series="{data}">'
-        "<figcaption><b>{title}</b><span class=legend>{legend}</span></figcaption>"
-        '<div class="frame"><div class="ys" aria-hidden="true">{ys}</div>'
-        '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{label}">{shapes}</svg>'
-        '<div class="xs" aria-hidden="true">{xs}</div></div>{about}</figure>'
-    ).format(
-        across=across,
-        box=json.dumps([left, right, low, high]),
-        data=json.dumps(data),
-        title=title,
-        legend=Markup().join(legend) if len(legend) > 1 else "",
-        ys=Markup().join(Markup('<span style="top:{:.2f}%">{}</span>').format(at, number(y)) for y, at in up_ticks),
-        xs=Markup().join(
-            Markup('<span style="left:{:.2f}%">{}</span>').format(at, number(x)) for x, at in across_ticks
-        ),
-        label=f"{title}. {last}",
-        shapes=Markup().join([*grid, *marks]),
-        about=Markup("<p class=note>{}</p>").format(about) if about else "",
-    )
+    def down(y: float) -> float:
+        """Per mille from the top."""
+        return round(1000 * (high - y) / (high - low), 1)
 
-
-def _marks(look: str, points: Sequence[tuple[float, float]]) -> Iterator[Markup]:
-    """The line, broken where a value is missing; a lone point is a line of no length, which the round caps turn into a dot."""
-    path, pen = [], "M"
-    for x, y in points:
-        if math.isfinite(y):
-            path.append(f"{pen}{x:.1f} {y:.1f}")
-            pen = "L"
-        else:
-            pen = "M"
-    if path:
-        yield Markup('<path class="stroke {}" d="{}"/>').format(escape(look), "".join(path))
-    if look == "dots" or len(path) == 1:
-        yield Markup('<path class="dot {}" d="{}"/>').format(
-            look, "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points if math.isfinite(y))
-        )
+    shapes, data = [("grid", f"M0 {down(y)}H1000") for y in ticks(low, high, 4)], []
+    for one, xs, ys in lines:
+        there = [math.isfinite(y) for y in ys]  # a line is broken where a value is missing
+        pens = ["L" if before else "M" for before in [False, *there]]
+        marks = [(pen, along(x), down(y)) for pen, x, y, ok in zip(pens, xs, ys, there, strict=False) if ok]
+        shapes.append((f"c{one.colour} stroke {one.look}", "".join(f"{pen}{x} {y}" for pen, x, y in marks)))
+        if one.look == "dots" or len(marks) == 1:  # a line of no length, which round caps turn into a dot
+            shapes.append((f"c{one.colour} dot", "".join(f"M{x} {y}h0" for _, x, y in marks)))
+        if one.spans:
+            ends = zip(one.xs, one.spans, strict=True)
+            shapes.append((f"c{one.colour} span", "".join(f"M{along(x)} {down(a)}V{down(b)}" for x, (a, b) in ends)))
+        known = {"x": xs, "y": [y if ok else None for y, ok in zip(ys, there, strict=True)], "at": list(map(along, xs))}
+        data.append({"name": one.name, "look": f"c{one.colour} {one.look}", **known})
+    across_ticks = sorted({x for x, _ in points}) if log else ticks(left, right, 8 if wide else 4)
+    return {
+        "title": title,
+        "about": about,
+        "across": across,
+        "shapes": shapes,
+        "series": data,
+        "ys": [(down(y) / 10, number(y)) for y in ticks(low, high, 4)],
+        "xs": [(along(x) / 10, number(x)) for x in across_ticks if x == int(x)],
+        "said": "; ".join(f"{one.name}: {number(ys[-1])} at {across} {number(xs[-1])}" for one, xs, ys in lines),
+    }

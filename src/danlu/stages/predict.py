@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import torch
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run
+from danlu.core.types import IMAGE_TASKS
 from danlu.data.chat import LISTS, PAIRS, conversation, recognise
 from danlu.data.loader import Rows
 from danlu.data.source import Source, cell, column, read
 from danlu.models.generate import Sampling, generate
+from danlu.serving.engine import Answer, Asked, speak
 from danlu.stages.load import Opened, open_final
 from danlu.tasks.material import TEXTS, cut_to
 
@@ -30,12 +32,20 @@ Message = dict[str, Any]
 def predict(
     run: Run, inputs: Sequence[Any] | None = None, data: Any = None, text: str | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Answer each input: texts, conversations (lists of messages), or the rows of a file, whose column is `text`.
+    """Answer each input: texts, conversations (lists of messages), images, or the rows of a file, whose column is `text`.
 
-    settings: of generation, for a chat model (`models.generate.Sampling`).
+    settings: of generation, for a chat model (`models.generate.Sampling`); `out`, `count` and `seed` for images.
 
     Returns one mapping a row: `label` and `probabilities`, or `answer` and `finish`, beside `input`.
     """
+    task = run.read("run.json")["task"]
+    known = ("out", "count", "seed") if task in IMAGE_TASKS else [field.name for field in fields(Sampling)]
+    if wrong := next((key for key in settings if key not in known), None):
+        raise UserError(f"{wrong}=, which means nothing to a run of {task}", f"it knows {', '.join(known)}")
+    if task in IMAGE_TASKS:
+        from danlu.stages import images
+
+        return images.predict(run, inputs, data, **settings)
     opened = open_final(run)
     asked = list(inputs) if inputs is not None else inputs_of(opened, read(data), text)
     if not asked:
@@ -49,21 +59,12 @@ def predict(
         wrong = next((each for each in asked if not isinstance(each, str)), None)
         if wrong is not None:
             raise UserError(f"found {wrong!r}, expected text", "this run sorts texts into classes")
-        found = probabilities(opened, asked)
-        return [
-            {
-                "input": given,
-                "label": opened.labels[int(row.argmax())],
-                "probabilities": {label: round(float(p), 6) for label, p in zip(opened.labels, row, strict=True)},
-            }
-            for given, row in zip(asked, found, strict=True)
-        ]
+        return Classifier(opened)(asked)
     conversations = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in asked]
     sampling = Sampling(**settings)
-    written = write(opened, conversations, sampling)
+    written = write(opened, [prompt(opened, conversation) for conversation in conversations], sampling)
     return [
-        {"input": given, "answer": answer, "finish": finish}
-        for given, (answer, finish) in zip(asked, written, strict=True)
+        {"input": given, "answer": each.text, "finish": each.finish} for given, each in zip(asked, written, strict=True)
     ]
 
 
@@ -104,32 +105,55 @@ def probabilities(opened: Opened, texts: Sequence[str]) -> np.ndarray:
     return result
 
 
+class Classifier:
+    """A text classifier as the service asks it: `serving.engine.Predictor`."""
+
+    kind = "text"
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.labels = opened, opened.labels
+
+    def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "input": given,
+                "label": self.labels[int(row.argmax())],
+                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
+            }
+            for given, row in zip(inputs, probabilities(self.opened, inputs), strict=True)
+        ]
+
+
 def answers(opened: Opened, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
     """The likeliest answer to each conversation."""
-    return [text for text, _ in write(opened, conversations, Sampling(max_new_tokens=max_new_tokens))]
+    prompts = [prompt(opened, conversation) for conversation in conversations]
+    return [each.text for each in write(opened, prompts, Sampling(max_new_tokens=max_new_tokens))]
+
+
+def prompt(opened: Opened, conversation: Sequence[Message]) -> list[int]:
+    """The ids that the answer goes on from, rendered by the very template the run was trained with."""
+    return opened.tokenizer.encode(opened.tokenizer.render(with_system(opened, conversation), generation_prompt=True))
 
 
 def write(
     opened: Opened,
-    conversations: Sequence[Sequence[Message]],
+    prompts: Sequence[list[int]],
     sampling: Sampling,
     on_token: Callable[[int, int], None] | None = None,
-) -> list[tuple[str, str]]:
-    """(answer, why it ended) of each conversation, rendered by the very template the run was trained with."""
-    tokenizer = opened.tokenizer
-    conversations = [with_system(opened, conversation) for conversation in conversations]
-    prompts = [
-        tokenizer.encode(tokenizer.render(conversation, generation_prompt=True)) for conversation in conversations
-    ]
+    strip: bool = True,
+) -> list[Answer]:
+    """What the model writes behind each prompt; `strip` takes the white space around it away."""
     device = next(opened.model.parameters()).device
-    done: list[tuple[str, str]] = []
+    done: list[Answer] = []
     for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
             drawn = replace(sampling, seed=sampling.seed + start)  # no two prompts of a call draw the same numbers
-            batch = generate(opened.model, prompts[start : start + BATCH], drawn, tokenizer.ends, on_token)
-        for each in batch:
+            generated = generate(opened.model, batch, drawn, opened.tokenizer.ends, on_token)
+        for ids, each in zip(batch, generated, strict=True):
             tokens = each.tokens[:-1] if each.finish == "stop" else each.tokens
-            done.append((tokenizer.decode(tokens, skip_special=True).strip(), each.finish))
+            text = opened.tokenizer.decode(tokens, skip_special=True)
+            done.append(Answer(text.strip() if strip else text, each.finish, len(ids), len(each.tokens)))
     return done
 
 
@@ -140,12 +164,31 @@ def with_system(opened: Opened, messages: Sequence[Message]) -> list[Message]:
     return [{"role": "system", "content": opened.system}, *messages]
 
 
+class Speaker:
+    """A chat run as the service and the terminal ask it: `serving.engine.Writer`."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.context, self.ends = opened, int(opened.model.context), opened.tokenizer.ends
+
+    def prompt(self, asked: Asked) -> list[int]:
+        if isinstance(asked, str):
+            return self.opened.tokenizer.encode(asked, special=True)
+        return prompt(self.opened, [dict(message) for message in asked])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.opened.tokenizer.decode(tokens, skip_special=True)
+
+    def write(self, prompt: list[int], sampling: Sampling, on_token: Callable[[int, int], None], strip: bool) -> Answer:
+        (answer,) = write(self.opened, [prompt], sampling, on_token, strip)
+        return answer
+
+
 def chat(run: Run, say: Callable[[str], None] = print, ask: Callable[[str], str] = input, **settings: Any) -> None:
     """A conversation in the terminal, streamed; an empty line or Ctrl-D ends it."""
     opened = open_final(run)
     if opened.labels:
         raise UserError(f"{run.path} sorts texts into classes, it does not chat", f"danlu predict {run.path} 'a text'")
-    sampling = Sampling(**settings)
+    speaker, sampling = Speaker(opened), Sampling(**settings)
     history: list[Message] = []
     say("an empty line ends the conversation")
     while True:
@@ -156,25 +199,6 @@ def chat(run: Run, say: Callable[[str], None] = print, ask: Callable[[str], str]
         if not question:
             return
         history.append({"role": "user", "content": question})
-        streamed = Stream(opened)
-        ((text, _),) = write(opened, [history], sampling, streamed)
-        streamed.end()
-        history.append({"role": "assistant", "content": text})
-
-
-class Stream:
-    """Prints an answer as it comes; a character whose bytes are not complete yet waits for the next token."""
-
-    def __init__(self, opened: Opened) -> None:
-        self.tokenizer, self.tokens, self.shown = opened.tokenizer, list[int](), 0
-
-    def __call__(self, row: int, token: int) -> None:
-        self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens, skip_special=True)
-        if not text.endswith("\ufffd"):
-            print(text[self.shown :], end="", flush=True)
-            self.shown = len(text)
-
-    def end(self) -> None:
-        """What still waited, and the end of the line."""
-        print(self.tokenizer.decode(self.tokens, skip_special=True)[self.shown :], flush=True)
+        answer = speak(speaker, history, sampling, say=lambda piece: print(piece, end="", flush=True))
+        print(flush=True)
+        history.append({"role": "assistant", "content": answer.text})

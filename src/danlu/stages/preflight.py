@@ -46,26 +46,17 @@ def show(prepared: Prepared, say: Say) -> None:
     """The findings as lines; the mask of a few rows in colour on a terminal."""
     found = prepared.findings
     parts = ", ".join(f"{name} {found['splits'][name]}" for name in PARTS)
-    lengths = found["tokens"]["lengths"]
     say(f"rows: {found['rows']['read']} read, {found['rows']['kept']} kept ({parts})")
     for entry in found["rows"]["dropped"]:
         say(f"  dropped {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
-    say(
-        f"tokens: {found['tokens']['train']:,} to train on, {found['tokens']['learned']:,} {'rows labelled' if prepared.labels else 'learned'}; "
-        f"a row has {lengths['min']} to {lengths['max']}, median {lengths['median']}; unknown {found['unknown_share']:.2%}"
-    )
-    cut = found["truncated"]
-    if cut["rows"]:
-        learned = f", {cut['learned']:,} of them learned ones" if not prepared.labels else ""
-        say(
-            f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}"
-        )
-    say(f"duplicates in training: {found['duplicates']}; texts in two splits: {found['leaks']}")
+    for line in in_words(found, prepared):
+        say(line)
+    say(f"duplicates in training: {found['duplicates']}; rows in two splits: {found['leaks']}")
     for label, counts in found["labels"].items():
         say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
     for note in found["notes"]:
         say(f"note: {note}")
-    if not prepared.labels:
+    if "view" in found and not prepared.labels:
         colour = sys.stdout.isatty() and say is print
         say(
             "learned "
@@ -80,6 +71,31 @@ def show(prepared: Prepared, say: Say) -> None:
             say(f"{key} = {f'{value:g}' if isinstance(value, float) else value}  ({setting.origin})")
 
 
+def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:
+    """How much there is to learn from: tokens, or pixels."""
+    if "images" in found:
+        seen = found["images"]
+        sizes = ", ".join(f"{count} of {size}" for size, count in seen["sizes"][:4])
+        colour = "gray" if seen["channels"] == 1 else "colour"
+        scale = ", ".join(f"({mean:.3g}, {std:.3g})" for mean, std in zip(seen["mean"], seen["std"], strict=True))
+        return [
+            f"images: {sizes}{' and others' * (len(seen['sizes']) > 4)}; seen as {seen['size']}x{seen['size']} {colour} "
+            f"({seen['resize']}), pixels in 0..1 less the mean, divided by the deviation: {scale}"
+        ]
+    tokens, cut = found["tokens"], found["truncated"]
+    lengths = tokens["lengths"]
+    lines = [
+        f"tokens: {tokens['train']:,} to train on, {tokens['learned']:,} {'rows labelled' if prepared.labels else 'learned'}; "
+        f"a row has {lengths['min']} to {lengths['max']}, median {lengths['median']}; unknown {found['unknown_share']:.2%}"
+    ]
+    if cut["rows"]:
+        learned = f", {cut['learned']:,} of them learned ones" if not prepared.labels else ""
+        lines.append(
+            f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}"
+        )
+    return lines
+
+
 def mark(piece: str, learned: bool, colour: bool) -> str:
     """One piece of a row, learned or masked."""
     piece = printable(piece)
@@ -92,9 +108,10 @@ def expectation(expected: dict[str, float], steps: int, validate_every: int) -> 
     """Time and memory, from a measured micro-batch; and a warning when there is not so much memory."""
     machine = device.machine()
     training = expected["seconds_per_step"] * steps
+    unit = "images" if "images_per_second" in expected else "tokens"
     checks = expected["seconds_per_validation"] * math.ceil(steps / validate_every) + expected["seconds_for_test"]
     line = (
-        f"expected: {expected['seconds_per_step']:.2f} s a step at {expected['tokens_per_second']:,.0f} tokens/s, "
+        f"expected: {expected['seconds_per_step']:.2f} s a step at {expected[f'{unit}_per_second']:,.0f} {unit}/s, "
         f"{clock(training)} for {steps} steps, {clock(training + checks)} with validation and test "
         f"(without answers in words and baselines); memory about {expected['memory_bytes'] / 1e9:.1f} GB of "
         f"{machine.memory_total / 1e9:.0f}, disk {expected['disk_bytes'] / 1e9:.2f} GB of {machine.here_free / 1e9:.0f} free "

@@ -17,8 +17,9 @@ import numpy as np
 from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
+from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
 from danlu.data.clean import contradictions, duplicates, has_html, is_damaged, language_of, leaks, normal_form, share
-from danlu.data.loader import IGNORED, Rows
+from danlu.data.loader import IGNORED, Rows, windows
 from danlu.data.source import Source, read
 from danlu.data.split import split
 from danlu.data.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from danlu.experiment import Asked, Experiment
 from danlu.models.catalogue import MODELS
 from danlu.models.pretrained import Base, resolve
 from danlu.stages.load import Weights, adapter_of, weights_of
-from danlu.tasks.material import Account, Conversations, Encoded, Item, LabelledTexts, Material
+from danlu.tasks.material import Account, Conversations, Encoded, Item, LabelledTexts, Material, Readable
 
 
 PARTS = ("train", "validation", "test")
@@ -37,23 +38,27 @@ class Prepared:
     """All that training needs, and all that a person should know before it.
 
     experiment: with every derived setting filled in. settings: the same, flat, each with its origin. rows, items: by part.
+    weights: where they lie (`load.Weights`); None for a network of images. processor: what turns a person's input into tensors.
+    config: what the config.json of a network of images says; None for text.
     """
 
     asked: Asked
     experiment: Experiment
     settings: dict[str, Setting]
     base: Base
-    weights: Weights
-    tokenizer: Tokenizer
+    weights: Any
+    processor: Any
     labels: tuple[str, ...]
-    rows: dict[str, Rows]
+    rows: dict[str, Any]
     items: dict[str, list[Item]]
     sources: dict[str, Source]
     findings: dict[str, Any]
+    config: dict[str, Any] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.rows["train"]) / number(self.experiment.training.batch_size))
+        rows = self.rows["train"]
+        return windows(len(rows), number(self.experiment.training.batch_size), rows.least)
 
 
 def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) -> Prepared:
@@ -64,17 +69,13 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
     Raises:
         UserError: for every kind of bad input there is; nothing has been written.
     """
+    if asked.experiment.task.task in IMAGE_TASKS:
+        from danlu.stages import images
+
+        return images.prepare(asked, data, say)
     experiment = asked.experiment
     options = experiment.data
-    if data is None and options.data is None:
-        raise UserError("no data=", "give a JSONL, CSV or Parquet file: data=my.jsonl")
-    given = {"data": data if data is not None else options.data, "validation": options.validation, "test": options.test}
-    limit = options.max_rows
-    sources = {
-        role: read(place, bad_rows=options.bad_rows, max_rows=limit if role == "data" else None)
-        for role, place in given.items()
-        if place is not None
-    }
+    sources = sources_of(asked, data)
     base = resolve(experiment.model.model, say)
     weights = weights_of(base, say)
     tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
@@ -119,12 +120,42 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
         settings=settings,
         base=base,
         weights=weights,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         labels=labels,
         rows={name: each.rows for name, each in encoded.items()},
         items=parts,
         sources=sources,
         findings=findings,
+    )
+
+
+def sources_of(asked: Asked, data: Any = None) -> dict[str, Source]:
+    """What is to be learned from, and the files of held-out rows that were named: by role."""
+    options = asked.experiment.data
+    if data is None and options.data is None:
+        raise UserError("no data=", "say what to learn from: data=my.jsonl")
+    given = {"data": data if data is not None else options.data, "validation": options.validation, "test": options.test}
+    return {
+        role: read_as(asked, place, options.max_rows if role == "data" else None)
+        for role, place in given.items()
+        if place is not None
+    }
+
+
+def read_as(asked: Asked, place: Any, max_rows: int | None) -> Source:
+    """One source, in the form that the task learns from."""
+    options, task = asked.experiment.data, asked.experiment.task.task
+    if task in TEXT_TASKS:
+        return read(place, bad_rows=options.bad_rows, max_rows=max_rows)
+    from danlu.data.images import read_images
+
+    return read_images(
+        place,
+        bad_rows=options.bad_rows,
+        max_rows=max_rows,
+        image=options.image,
+        label=options.label,
+        labelled=task in CLASSIFIERS,
     )
 
 
@@ -139,7 +170,7 @@ def number(value: int | float | None) -> int:
 
 
 def part(
-    material: Material, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Callable[[str], None]
+    material: Readable, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Callable[[str], None]
 ) -> dict[str, list[Item]]:
     """Usable rows by part; rows of `data` that say the same as a given validation or test row leave the training part."""
     found: dict[str, list[Item]] = {}
@@ -282,83 +313,136 @@ def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: fl
 # --------------------------------------------------------------------------------------------------------------- derive
 
 
+class Open:
+    """Every setting: what was asked, else what is derived with its reason, else the default."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.settings = {
+            key: Setting(value, asked.settings[key].origin if key in asked.settings else "default")
+            for key, value in config.flat(asked.experiment).items()
+        }
+        machine = device.machine()
+        self.fill("precision", *device.pick_precision(machine))
+        self.fill("threads", *device.pick_threads(machine))
+
+    def fill(self, key: str, value: Any, reason: str) -> Any:
+        """What `key` is: this value, if nobody said another."""
+        if self.settings[key].value is None:
+            self.settings[key] = Setting(value, f"derived: {reason}")
+        return self.settings[key].value
+
+    def length(self, rows: int, passes: float, why: str, validation_rows: int, least: int = 1) -> None:
+        """How long training takes and how often it is looked at; `passes` over the rows unless steps or time are given."""
+        batch = self.settings["batch_size"].value
+        if all(self.settings[key].value is None for key in ("steps", "epochs", "hours")):
+            self.fill("epochs", passes, why)
+        if self.settings["epochs"].value is not None:
+            epochs, asked_steps = self.settings["epochs"].value, self.settings["steps"].value
+            steps = max(1, round(epochs * windows(rows, batch, least)))
+            if asked_steps is None or steps < asked_steps:
+                first = "" if asked_steps is None else f", which end before steps={asked_steps}"
+                self.settings["steps"] = Setting(
+                    steps, f"derived: {epochs:g} passes over {rows} rows, {batch} at a time{first}"
+                )
+        steps = self.settings["steps"].value
+        times = 8 if steps is None or steps >= 80 else max(1, steps // 10)
+        self.fill(
+            "validate_every",
+            math.ceil((steps or 200) / times),
+            f"{times} time{'s' * (times != 1)} in {steps} updates" if steps else "hours= alone: every 25 updates",
+        )
+        cap = max(64, rows // 4)
+        self.fill(
+            "validation_rows",
+            min(cap, validation_rows) or 1,
+            f"all {validation_rows}"
+            if validation_rows <= cap
+            else f"{cap} of {validation_rows}: looked at often, so at most a quarter of the training rows",
+        )
+
+
 def derive(
     asked: Asked, weights: Weights, encoded: Mapping[str, Encoded], chat: bool, validation_rows: int
 ) -> dict[str, Setting]:
-    """Every setting: what was asked, else what is derived with its reason, else the default."""
-    experiment = asked.experiment
-    everything = {
-        key: Setting(value, asked.settings[key].origin if key in asked.settings else "default")
-        for key, value in config.flat(experiment).items()
-    }
-
-    def fill(key: str, value: Any, reason: str) -> Any:
-        if everything[key].value is None:
-            everything[key] = Setting(value, f"derived: {reason}")
-        return everything[key].value
-
-    machine = device.machine()
-    fill("precision", *device.pick_precision(machine))
-    fill("threads", *device.pick_threads(machine))
+    """The settings of training on text."""
+    opened = Open(asked)
     rows = len(encoded["train"].rows)
     small = weights.parameters < 60e6
     reason = f"{weights.parameters / 1e6:,.0f} M weights " + (
         "train whole in little memory" if small else "would need 16 bytes each to train whole"
     )
-    method = fill("method", "full" if small else "lora", reason)
-    lora = method == "lora"
+    lora = opened.fill("method", "full" if small else "lora", reason) == "lora"
     adam = (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4)
     why = (
         "LoRA's matrices start at zero and bear ten times the rate of whole weights"
         if lora
         else "whole weights: one to two orders below the rate of pretraining, so that what they know stays"
     )
-    if experiment.training.optimizer == "sgd":
-        fill("learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}")
+    if asked.experiment.training.optimizer == "sgd":
+        opened.fill(
+            "learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}"
+        )
     else:
-        fill("learning_rate", adam, why)
-    size = min(8 if chat else 16, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
-    batch = fill(
-        "batch_size",
-        size,
-        f"{rows} training rows: at least 25 updates in a pass, at most {8 if chat else 16} rows in one",
-    )
+        opened.fill("learning_rate", adam, why)
+    most = 8 if chat else 16
+    size = min(most, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
+    opened.fill("batch_size", size, f"{rows} training rows: at least 25 updates in a pass, at most {most} rows in one")
     longest = max(each.longest for each in encoded.values())
-    fill(
+    opened.fill(
         "max_tokens",
         min(longest, weights.context),
         f"the longest row has {longest} tokens, the model's context {weights.context}",
     )
-    if all(everything[key].value is None for key in ("steps", "epochs", "hours")):
-        passes = 3.0 if rows < 5_000 else 1.0
-        fill("epochs", passes, f"{rows} training rows: " + ("three passes" if rows < 5_000 else "one pass is enough"))
-    if everything["epochs"].value is not None:
-        epochs, asked_steps = everything["epochs"].value, everything["steps"].value
-        steps = max(1, round(epochs * math.ceil(rows / batch)))
-        if asked_steps is None or steps < asked_steps:
-            first = "" if asked_steps is None else f", which end before steps={asked_steps}"
-            everything["steps"] = Setting(
-                steps, f"derived: {epochs:g} passes over {rows} rows, {batch} at a time{first}"
-            )
-    steps = everything["steps"].value
-    times = 8 if steps is None or steps >= 80 else max(1, steps // 10)
-    fill(
-        "validate_every",
-        math.ceil((steps or 200) / times),
-        f"{times} time{'s' * (times != 1)} in {steps} updates" if steps else "hours= alone: every 25 updates",
+    few = rows < 5_000
+    opened.length(
+        rows,
+        3.0 if few else 1.0,
+        f"{rows} training rows: " + ("three passes" if few else "one pass is enough"),
+        validation_rows,
     )
-    cap = max(64, rows // 4)
-    fill(
-        "validation_rows",
-        min(cap, validation_rows) or 1,
-        f"all {validation_rows}"
-        if validation_rows <= cap
-        else f"{cap} of {validation_rows}: looked at often, so at most a quarter of the training rows",
-    )
-    return everything
+    return opened.settings
 
 
 # ------------------------------------------------------------------------------------------------------------- findings
+
+
+def shared_findings(
+    sources: Mapping[str, Source], parts: Mapping[str, list[Item]], kept: int, dropped: Account, labels: Sequence[str]
+) -> dict[str, Any]:
+    """What preflight found and is the same for every kind of rows, JSON-ready. kept: rows in all parts together."""
+    keys = {name: [item.key for item in items] for name, items in parts.items()}
+    pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(keys).items()}
+    notes = [f"{count} rows stand both in {pair}" for pair, count in pairs.items()]
+    if labels:
+        unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
+        if unclear:
+            notes.append(
+                f"{len(unclear)} rows stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
+            )
+    for name in ("validation", "test"):
+        if absent := [label for label in labels if parts[name] and all(item.label != label for item in parts[name])]:
+            few = len({item.group for item in parts["train"]}) if parts["train"][0].group is not None else 0
+            why = f" (training has only {few} groups)" if few and few < 20 else ""
+            notes.append(f"warning: {name} has no row of {', '.join(map(repr, absent[:5]))}{why}")
+    spelled: dict[str, list[str]] = {}
+    for label in labels:
+        spelled.setdefault(normal_form(label), []).append(label)
+    for alike in (each for each in spelled.values() if len(each) > 1):
+        notes.append(f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width")
+    return {
+        "rows": {
+            "read": sum(source.total for source in sources.values()),
+            "kept": kept,
+            "dropped": [{**entry, "examples": entry["examples"][:3]} for entry in dropped.json()],
+        },
+        "splits": {name: len(parts[name]) for name in PARTS},
+        "duplicates": sum(len(group) - 1 for group in duplicates(keys["train"])),
+        "leaks": sum(pairs.values()),
+        "labels": {
+            label: {name: sum(item.label == label for item in parts[name]) for name in PARTS} for label in labels
+        },
+        "notes": notes,
+    }
 
 
 def describe(
@@ -370,42 +454,23 @@ def describe(
     labels: Sequence[str],
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """What preflight found, JSON-ready."""
+    """What preflight found in text, JSON-ready."""
     for name in PARTS:
         for entry in encoded[name].dropped.json():
             dropped.counts[entry["reason"]] += entry["count"]
             dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
     rows = encoded["train"].rows
     lengths = rows.lengths
-    keys = {name: [item.key for item in items] for name, items in parts.items()}
-    repeated = sum(len(group) - 1 for group in duplicates(keys["train"]))
-    pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(keys).items()}
-    notes: list[str] = []
-    notes += [f"{count} texts stand both in {pair}" for pair, count in pairs.items()]
-    if labels:
-        unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
-        if unclear:
-            notes.append(
-                f"{len(unclear)} texts stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
-            )
-    for name in ("validation", "test"):
-        if absent := [label for label in labels if parts[name] and all(item.label != label for item in parts[name])]:
-            few = len({item.group for item in parts["train"]}) if parts["train"][0].group is not None else 0
-            why = f" (training has only {few} groups)" if few and few < 20 else ""
-            notes.append(f"warning: {name} has no row of {', '.join(map(repr, absent[:5]))}{why}")
+    found = shared_findings(sources, parts, sum(len(each.rows) for each in encoded.values()), dropped, labels)
+    notes = found["notes"]
     texts = [item.text for item in parts["train"]]
     if base.kind == "catalogue" and (unfit := MODELS.get(base.name).unfit):
         language = language_of(texts)
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    spelled: dict[str, list[str]] = {}
-    for label in labels:
-        spelled.setdefault(normal_form(label), []).append(label)
-    for alike in (each for each in spelled.values() if len(each) > 1):
-        notes.append(f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width")
     for test, what in ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML")):
-        if (found := share(texts, test)) >= 0.01:
-            notes.append(f"{found:.0%} of the training rows contain {what}")
+        if (part := share(texts, test)) >= 0.01:
+            notes.append(f"{part:.0%} of the training rows contain {what}")
     smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
     if smuggled:
         notes.append(
@@ -418,13 +483,7 @@ def describe(
         for reason, count in each.cut.items():
             cuts[reason] = cuts.get(reason, 0) + count
     notes += [f"{cuts[reason]} {reason}" for reason in cuts if reason.startswith("rows in")]
-    return {
-        "rows": {
-            "read": sum(source.total for source in sources.values()),
-            "kept": sum(len(each.rows) for each in encoded.values()),
-            "dropped": [{**entry, "examples": entry["examples"][:3]} for entry in dropped.json()],
-        },
-        "splits": {name: len(parts[name]) for name in PARTS},
+    return found | {
         "tokens": {
             "train": int(lengths.sum()),
             "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
@@ -439,17 +498,11 @@ def describe(
             },
         },
         "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
-        "duplicates": repeated,
-        "leaks": sum(pairs.values()),
         "truncated": {
             "rows": cuts.get("rows", 0),
             "tokens": cuts.get("tokens", 0),
             "learned": cuts.get("learned tokens cut off", 0),
         },
-        "labels": {
-            label: {name: sum(item.label == label for item in parts[name]) for name in PARTS} for label in labels
-        },
-        "notes": notes,
         "view": [view(rows, place, tokenizer) for place in range(min(3, len(rows)))],
     }
 
@@ -477,7 +530,7 @@ def view(rows: Rows, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
 def lineage(prepared: Prepared) -> dict[str, Any]:
     """What the run came from: the model with the SHA-256 of its weights, and every data file with its own."""
     base = prepared.base
-    adapter = adapter_of(base.folder)
+    adapter = adapter_of(base.folder) if base.sha256 else None
     return {
         "model": {
             "name": base.name,

@@ -7,27 +7,21 @@ button.addEventListener("click", () => {
 });
 const say = (value) => value === null ? "–" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 for (const plot of document.querySelectorAll(".plot")) {
-  const frame = plot.querySelector(".frame"), series = JSON.parse(plot.dataset.series), [left, right] = JSON.parse(plot.dataset.box);
+  const frame = plot.querySelector(".frame"), series = JSON.parse(plot.dataset.series);
   const hair = document.createElement("div"), tip = document.createElement("div");
   hair.className = "hair"; tip.className = "tip"; hair.hidden = tip.hidden = true;
   frame.append(hair, tip);
   frame.addEventListener("pointermove", (event) => {
-    const box = frame.getBoundingClientRect(), share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
-    const x = left + share * (right - left), lines = [];
-    let at = null;
-    for (const one of series) {
-      let best = 0;
-      one.x.forEach((value, index) => { if (Math.abs(value - x) < Math.abs(one.x[best] - x)) best = index; });
-      if (at === null || Math.abs(one.x[best] - x) < Math.abs(at - x)) at = one.x[best];
-      lines.push([one, best]);
-    }
-    tip.replaceChildren(...[plot.dataset.across + " " + say(at), ...lines.map(([one, best]) => one.name + ": " + say(one.y[best]) + (one.x[best] === at ? "" : " (" + say(one.x[best]) + ")"))]
-      .map((text) => { const line = document.createElement("div"); line.textContent = text; return line; }));
+    const box = frame.getBoundingClientRect(), place = 1000 * (event.clientX - box.left) / box.width;
+    const nearest = series.map((one) => one.at.reduce((best, at, index) => Math.abs(at - place) < Math.abs(one.at[best] - place) ? index : best, 0));
+    const first = nearest.reduce((best, index, k) => Math.abs(series[k].at[index] - place) < Math.abs(series[best].at[nearest[best]] - place) ? k : best, 0);
+    const at = series[first].at[nearest[first]] / 10, x = series[first].x[nearest[first]];
+    const lines = series.map((one, k) => `${one.name}: ${say(one.y[nearest[k]])}` + (one.x[nearest[k]] === x ? "" : ` (${say(one.x[nearest[k]])})`));
+    tip.replaceChildren(...[`${plot.dataset.across} ${say(x)}`, ...lines].map((text) => Object.assign(document.createElement("div"), { textContent: text })));
     hair.hidden = tip.hidden = false;
-    const place = right > left ? (at - left) / (right - left) : 0.5;
-    hair.style.left = 100 * place + "%";
-    if (place < 0.5) { tip.style.left = "calc(" + 100 * place + "% + 10px)"; tip.style.right = ""; }
-    else { tip.style.right = "calc(" + 100 * (1 - place) + "% + 10px)"; tip.style.left = ""; }
+    hair.style.left = at + "%";
+    tip.style.left = at < 50 ? `calc(${at}% + 10px)` : "";
+    tip.style.right = at < 50 ? "" : `calc(${100 - at}% + 10px)`;
   });
   frame.addEventListener("pointerleave", () => { hair.hidden = tip.hidden = true; });
 }

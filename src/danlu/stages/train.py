@@ -24,16 +24,15 @@ from danlu.core.config import Setting
 from danlu.core.errors import Interrupted, UserError
 from danlu.core.run import Run, create, fresh_name, is_run, write_text
 from danlu.core.track import Tracker
-from danlu.data.source import read
 from danlu.experiment import Asked
 from danlu.models import pretrained
-from danlu.stages import evaluate, preflight, report
+from danlu.stages import evaluate, gain, images, preflight, report
 from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
 from danlu.stages.load import seal
-from danlu.stages.prepare import LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare
+from danlu.stages.prepare import LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare, read_as
 from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
-from danlu.training.fit import fit
+from danlu.training.fit import State, Step, fit
 
 
 Say = Callable[[str], None]
@@ -102,21 +101,30 @@ def begin(run: Run, prepared: Prepared, data: Any) -> None:
     """Everything a later resume or evaluation needs, before the first step."""
     folder = run.path / "data"
     folder.mkdir()
-    for name in ("validation", "test"):
-        write_text(folder / f"{name}.jsonl", dump_items(prepared.items[name]))
+    if prepared.config is not None:
+        images.keep(prepared, folder, everything=data is not None)
+    else:
+        for name in ("validation", "test"):
+            write_text(folder / f"{name}.jsonl", dump_items(prepared.items[name]))
+        if data is not None:
+            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in prepared.sources["data"].rows)
+            write_text(folder / "data.jsonl", "".join(f"{row}\n" for row in rows))
     if data is not None:
-        rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in prepared.sources["data"].rows)
-        write_text(folder / "data.jsonl", "".join(f"{row}\n" for row in rows))
-        run.update(kept_rows_sha256=sha256(folder / "data.jsonl"))
+        run.update(kept_rows_sha256=sha256(kept_rows(run)))
     learned = sorted({fingerprint(item.key) for item in prepared.items["train"]})
     write_text(folder / LEARNED, "\n".join(learned) + "\n")
     run.write("data.json", prepared.findings)
     write_settings(run, prepared)
 
 
+def kept_rows(run: Run) -> Path:
+    """Where rows that were handed over in Python lie."""
+    return next(iter((run.path / "data").glob("data.*")), run.path / "data" / "data.jsonl")
+
+
 def with_kept_rows(run: Run, prepared: Prepared) -> Prepared:
     """The experiment with `data=` naming the rows that lie in the run, wherever the run lies now."""
-    kept = Setting(str(run.path / "data" / "data.jsonl"), KEPT)
+    kept = Setting(str(kept_rows(run)), KEPT)
     prepared = replace(prepared, settings=prepared.settings | {"data": kept})
     write_settings(run, prepared)
     return prepared
@@ -142,7 +150,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
         old = {entry["role"]: entry["sha256"] for entry in facts["lineage"]["data"]}
         if data is not None and asked is not None:
             options = asked.experiment.data
-            handed = read(data, bad_rows=options.bad_rows, max_rows=options.max_rows)
+            handed = read_as(asked, data, options.max_rows)
             if handed.sha256 != old["data"]:
                 raise UserError(
                     f"{run.path} began with other rows than the {handed.total} handed over now", "give another out="
@@ -152,7 +160,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
             return run
         used = {key: Setting(entry["value"], entry["origin"]) for key, entry in written["used"].items()}
         if "kept_rows_sha256" in facts:
-            used["data"] = Setting(str(run.path / "data" / "data.jsonl"), KEPT)
+            used["data"] = Setting(str(kept_rows(run)), KEPT)
             old["data"] = facts["kept_rows_sha256"]
         if longer and asked is not None:
             used |= {"steps": asked.settings["steps"], "epochs": Setting(None, "steps were raised")}
@@ -203,6 +211,7 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
     longer: a run that had ended goes on, whatever it ended for.
     """
     built = build(prepared, say)
+    keep_start(run, prepared, built)
     prepared = announce(run, prepared, built, say)
     state, best, clock = built.state, hooks.Best(), Clock()
     found, complaints = checkpoint.newest(run.checkpoints)
@@ -218,6 +227,28 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
     conclude(run, prepared, built, best, clock, say)
 
 
+def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
+    """Once, before the first step: start/ holds what checkpoints do not, so that any of them can start another run."""
+    place, building = run.path / "start", run.path / f".start-{os.getpid()}"
+    whole = prepared.config is not None
+    if place.is_dir() or (
+        not whole and prepared.experiment.model.method == "lora" and prepared.weights.adapter is not None
+    ):
+        return
+    for left in run.path.glob(".start-*"):  # of a process that was killed here
+        shutil.rmtree(left)
+    building.mkdir()
+    prepared.processor.save(building)
+    if whole:
+        pretrained.save(built.model, building)
+    elif prepared.experiment.model.method == "lora":
+        adapter.save(built.model, building, prepared.weights.base)
+    else:
+        pretrained.save(built.model, building, without=built.task.learner.parameters.keys())
+    flush(building)
+    building.rename(place)
+
+
 def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepared:
     """Say what training will cost; with `hours=` alone that also decides the steps."""
     expected = trial(built, prepared)
@@ -227,7 +258,8 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
         reason = f"derived: {options.hours:g} hours at {expected['seconds_per_step']:.2f} seconds a step"
         prepared = with_steps(prepared, Setting(steps, reason))
         write_settings(run, prepared)
-        built.task.learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup)
+        for learner in built.task.learners().values():
+            learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup)
     until = number(prepared.experiment.training.steps)
     seconds = expected["seconds_per_step"] * until
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
@@ -261,10 +293,18 @@ def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tra
         hooks.Record(tracker, prepared.steps_per_epoch),
         *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
         interrupt,
-        hooks.Validate(
-            built.model, built.task.measures, batches, every, until, options.patience, tracker, best, progress.say
-        ),
+    ]
+    if batches:
+        chain.append(
+            hooks.Validate(
+                built.model, built.task.measures, batches, every, until, options.patience, tracker, best, progress.say
+            )
+        )
+    if prepared.config is not None and not prepared.labels:
+        chain.append(images.Samples(run.path, prepared, built.model, every, until))
+    chain += [
         hooks.Save(run.checkpoints, every, until, tracker, best, clock),
+        Page(run.path, every, progress.say),
         progress,
     ]
     try:
@@ -292,11 +332,29 @@ def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, c
     save_final(run, prepared, built)
     if prepared.items["test"]:
         evaluate.at_the_end(run, prepared, say)
+        gain.measure(run, prepared, say)
     else:
         say("no test rows: nothing is measured (test_share=0 and no test=)")
     memory = device.peak_memory_bytes()
     run.update(status="finished", seconds=round(clock(), 1), peak_memory_bytes=memory, stopped=stopped)
     say(f"report: {report.write(run.path)}")
+
+
+@dataclass
+class Page:
+    """The page, written again after each validation: open it while training goes on."""
+
+    path: Path
+    every: int
+    say: Say
+    said: bool = False
+
+    def __call__(self, state: State, step: Step) -> None:
+        if state.step % self.every == 0:
+            page = report.write(self.path)
+            if not self.said:
+                self.say(f"watch it: {page} is written again every {self.every} steps")
+            self.said = True
 
 
 @contextlib.contextmanager
@@ -328,7 +386,7 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
     building = run.path / f".model-{os.getpid()}"
     try:
         building.mkdir()
-        prepared.tokenizer.save(building)
+        prepared.processor.save(building)
         lora = prepared.experiment.model.method == "lora"
         if lora and prepared.weights.adapter is None:
             adapter.save(built.model, building, prepared.weights.base)
@@ -340,7 +398,7 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
             pretrained.save(adapter.merge(whole.model), building)
         else:
             pretrained.save(built.model, building)
-        settings = prepared.weights.folder / "generation_config.json"
+        settings = prepared.base.folder / "generation_config.json"
         if settings.is_file():
             shutil.copyfile(settings, building / settings.name)
         flush(building)

@@ -12,12 +12,9 @@ import torch
 
 from danlu.core.errors import UserError
 from danlu.models.options import ModelOptions
-from danlu.models.pretrained import read_json
+from danlu.models.pretrained import ADAPTED, read_json
 from danlu.surgery.freeze import head_of, matches
 
-
-PREFIX = "base_model.model."
-"""What PEFT puts before every name in an adapter file."""
 
 CONFIG = "adapter_config.json"
 BASE = "danlu_base.json"
@@ -136,7 +133,7 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
     }
     heads = sorted({str(head_of(name)) for name in kept if "lora_" not in name})
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {PREFIX + plain_name(name): p.detach().float().contiguous().cpu() for name, p in kept.items()}
+    tensors = {ADAPTED + plain_name(name): p.detach().float().contiguous().cpu() for name, p in kept.items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})  # two entries would come in any order
     config = {
         "peft_type": "LORA",
@@ -187,9 +184,9 @@ def load(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
         lora_targets=tuple(targets),
     )
     add_lora(model, options, seed=0)
-    names = {PREFIX + plain_name(name): p for name, p in model.named_parameters() if "lora_" in name}
+    names = {ADAPTED + plain_name(name): p for name, p in model.named_parameters() if "lora_" in name}
     heads = config.get("modules_to_save") or []
-    names |= {PREFIX + name: p for name, p in model.named_parameters() if head_of(name) in heads}
+    names |= {ADAPTED + name: p for name, p in model.named_parameters() if head_of(name) in heads}
     tensors = load_file(folder / "adapter_model.safetensors")
     wrong = set(names) ^ set(tensors) or {n for n in names if names[n].shape != tensors[n].shape}
     if wrong:

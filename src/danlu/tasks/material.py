@@ -63,13 +63,17 @@ class Encoded:
     cut: dict[str, int]
 
 
-class Material(Protocol):
-    """What a task makes of a source's rows."""
+class Readable(Protocol):
+    """What a task sees in a source's rows."""
 
     said: str
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         """Usable rows, and what became of the others."""
+
+
+class Material(Readable, Protocol):
+    """What a task on text makes of a source's rows."""
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded: ...
 

@@ -5,20 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
+from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
 class TaskOptions:
     """The task, its loss, and how it is measured at the end."""
 
-    task: str = option("chat", "what is learned", choices=("chat", "text-classification"))
-    system: str | None = option(None, "chat: a system message put before rows that have none")
+    task: str = option("chat", "what is learned", choices=(*TEXT_TASKS, *IMAGE_TASKS))
+    system: str | None = option(None, "a system message put before rows that have none", tasks=("chat",))
     label_smoothing: float = option(
-        0.0, "share of the target spread over all classes (Szegedy et al. 2016)", low=0.0, high=0.5
+        0.0,
+        "share of the target spread over all classes (Szegedy et al. 2016)",
+        low=0.0,
+        high=0.5,
+        tasks=(*TEXT_TASKS, "image-classification"),
     )
     class_weights: str = option(
-        "none", "classification: count classes equally (balanced) or rows equally (none)", choices=("none", "balanced")
+        "none",
+        "count classes equally (balanced) or rows equally (none)",
+        choices=("none", "balanced"),
+        tasks=CLASSIFIERS,
     )
-    answers: int = option(24, "chat: held-out rows answered in words at the end, before and after (0: none)", low=0)
-    answer_tokens: int = option(128, "chat: longest such answer in tokens", low=1)
-    baselines: bool = option(True, "classification: majority and TF-IDF baselines on the same split")
+    answers: int = option(
+        24, "held-out rows answered in words at the end, before and after (0: none)", low=0, tasks=("chat",)
+    )
+    answer_tokens: int = option(128, "longest such answer in tokens", low=1, tasks=("chat",))
+    baselines: bool = option(
+        True, "honest baselines on the same split", tasks=("text-classification", "image-classification", "autoencoder")
+    )
+    augment: tuple[str, ...] = option(
+        (), "changes to training images: crop, flip, rotate, colour, erase", tasks=("image-classification",)
+    )
+    noise: float = option(
+        0.0,
+        "deviation of the noise added to what is reconstructed, in units of a whole pixel's range (Vincent et al. 2008)",
+        low=0.0,
+        tasks=("autoencoder",),
+    )
+    gain_seeds: int | None = option(
+        None,
+        "from pretrained weights: seeds of the comparison with random ones at 100, 500 and all labels (0: none)",
+        low=0,
+        tasks=("image-classification",),
+    )

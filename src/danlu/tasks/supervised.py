@@ -1,40 +1,48 @@
-"""Supervised: one label a document."""
+"""Supervised: one label a document or image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from danlu.core.types import Documents, Learner
+from danlu.core.types import Batch, Documents, Examples, Learner
 
 
 class Classification:
     """Multi-class cross-entropy from logits; with class weights the mean is weighted, as in PyTorch.
 
-    class_weights: float [labels], or None when every row counts the same.
+    class_weights: float [labels], or None when every row counts the same. augment: of images, while they are learned from.
     """
 
     def __init__(
-        self, model: Any, learner: Learner, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
+        self,
+        model: Any,
+        learner: Learner,
+        class_weights: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.model, self.learner = model, learner
-        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.class_weights, self.label_smoothing, self.augment = class_weights, label_smoothing, augment
 
     def learners(self) -> dict[str, Learner]:
         return {"model": self.learner}
 
-    def begin(self, window: Sequence[Documents], learner: str, rng: torch.Generator) -> None:
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
         self.model.train()
 
-    def counts(self, batch: Documents, learner: str) -> dict[str, float]:
+    def counts(self, batch: Batch, learner: str) -> dict[str, float]:
         if self.class_weights is None:
             return {"rows": float(len(batch.targets))}
         return {"rows": float(self.class_weights[batch.targets].sum())}
 
-    def losses(self, batch: Documents, learner: str) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, learner: str) -> dict[str, torch.Tensor]:
+        if self.augment and isinstance(batch, Examples):
+            batch = replace(batch, inputs=self.augment(batch.inputs))
         logits = self.logits(batch)
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         targets = batch.targets.to(logits.device)
@@ -46,20 +54,31 @@ class Classification:
         pass
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {}
+        return buffers(self.model)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        pass
+        self.model.load_state_dict(state, strict=False)
 
-    def logits(self, batch: Documents) -> torch.Tensor:
-        """[documents, labels], float32 at least."""
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """[rows, labels], float32 at least."""
         device = next(self.model.parameters()).device
-        logits: torch.Tensor = self.model.logits(self.model(batch.ids.to(device), batch.lengths))
+        hidden = (
+            self.model(batch.ids.to(device), batch.lengths)
+            if isinstance(batch, Documents)
+            else self.model(batch.inputs.to(device))
+        )
+        logits: torch.Tensor = self.model.logits(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def measures(self, batch: Documents) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Validation: name -> (sum, count) of each document; loss without weights or smoothing, and accuracy."""
+    def measures(self, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Validation: name -> (sum, count) of each row; loss without weights or smoothing, and accuracy."""
         logits = self.logits(batch).cpu()
         ones = torch.ones(len(batch.targets))
         right = (logits.argmax(-1) == batch.targets).float()
         return {"loss": (F.cross_entropy(logits, batch.targets, reduction="none"), ones), "accuracy": (right, ones)}
+
+
+def buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a network remembers beside its weights: the running statistics of batch normalisation. Copies."""
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value.clone() for name, value in model.state_dict().items() if name not in weights}

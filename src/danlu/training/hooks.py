@@ -14,7 +14,7 @@ import torch
 from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
 from danlu.core.track import Tracker
-from danlu.core.types import Documents
+from danlu.core.types import Batch
 from danlu.training.fit import State, Step
 from danlu.training.optimizer import load_state_tensors, state_tensors
 
@@ -45,15 +45,15 @@ def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     for name, learner in state.task.learners().items():
         load_state_tensors(learner, under(optimizer, name))
         learner.average = {key: value.to(learner.parameters[key].device) for key, value in under(average, name).items()}
-    state.task.load_state_dict(saved.tensors("task"))
     torch.set_rng_state(saved.tensors("random")["torch"])
     state.step, state.position = content["step"], content["position"]
     return content
 
 
 def restore_weights(state: State, saved: Checkpoint) -> None:
-    """Only the weights, for example of the best step."""
+    """Only the weights and what the task remembers beside them, for example of the best step."""
     weights = saved.tensors("weights")
+    state.task.load_state_dict(saved.tensors("task"))
     with torch.no_grad():
         for name, learner in state.task.learners().items():
             for key, parameter in learner.parameters.items():
@@ -76,30 +76,31 @@ class Record:
     steps_per_epoch: int
 
     def __call__(self, state: State, step: Step) -> None:
-        tokens = sum(len(batch.ids) for batch in step.window)
+        size = sum(batch.size for batch in step.window)
+        unit = step.window[0].unit
         line: dict[str, Any] = {"epoch": round(step.number / self.steps_per_epoch, 4)}
         for name, update in step.updates.items():
             values = {
                 "loss": update.loss,
                 "learning_rate": update.learning_rate,
                 "gradient_norm": update.gradient_norm,
-                "tokens": tokens,
+                unit: size,
                 "learned": int(sum(update.counts.values())),
             }
             line |= values if len(step.updates) == 1 else {name: values}
         self.tracker.metrics(step.number, line)
-        self.tracker.timings(step.number, {"seconds": step.seconds, "tokens_per_second": tokens / step.seconds})
+        self.tracker.timings(step.number, {"seconds": step.seconds, f"{unit}_per_second": size / step.seconds})
 
 
 @torch.no_grad()
 def measure(
     model: torch.nn.Module,
-    measures: Callable[[Documents], dict[str, tuple[torch.Tensor, torch.Tensor]]],
-    batches: Sequence[Documents],
+    measures: Callable[[Any], dict[str, tuple[torch.Tensor, torch.Tensor]]],
+    batches: Sequence[Batch],
     precision: torch.dtype,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """name -> (sum, count) of each document, float64, in the order of the batches; the model is in evaluation mode meanwhile."""
+    """name -> (sum, count) of each row, float64, in the order of the batches; the model is in evaluation mode meanwhile."""
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     training = model.training
     device = next(model.parameters()).device.type
@@ -136,8 +137,8 @@ class Validate:
     """
 
     model: torch.nn.Module
-    measures: Callable[[Documents], dict[str, tuple[torch.Tensor, torch.Tensor]]]
-    batches: Sequence[Documents]
+    measures: Callable[[Any], dict[str, tuple[torch.Tensor, torch.Tensor]]]
+    batches: Sequence[Batch]
     every: int
     until: int
     patience: int | None
@@ -209,7 +210,7 @@ class Progress:
     seconds_between: float = 15.0
     started: float = field(default_factory=time.perf_counter)
     first: int | None = None
-    tokens: int = 0
+    done: int = 0
     busy: float = 0.0
     shown: float = 0.0
 
@@ -217,7 +218,7 @@ class Progress:
         now = time.perf_counter()
         if self.first is None:
             self.first = state.step - 1
-        self.tokens += sum(len(batch.ids) for batch in step.window)
+        self.done += sum(batch.size for batch in step.window)
         self.busy += step.seconds
         elapsed = now - self.started
         live = self.stream.isatty()
@@ -228,7 +229,7 @@ class Progress:
         losses = "  ".join(
             f"{'loss' if len(step.updates) == 1 else name} {u.loss:.4f}" for name, u in step.updates.items()
         )
-        line = f"step {state.step}/{self.until}  {losses}  {self.tokens / self.busy:,.0f} tokens/s  {clock(left)} left"
+        line = f"step {state.step}/{self.until}  {losses}  {self.done / self.busy:,.0f} {step.window[0].unit}/s  {clock(left)} left"
         ended = state.step == self.until or state.stop is not None
         self.stream.write(f"\r\x1b[K{line}" + ("\n" if ended else "") if live else line + "\n")
         self.stream.flush()

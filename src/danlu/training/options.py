@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
+from danlu.core.types import TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class TrainingOptions:
     hours: float | None = option(None, "time limit; training stops at the first update past it", low=0.0)
     batch_size: int | None = option(None, "rows in an update; derived from the number of rows", low=1)
     micro_batch_tokens: int = option(
-        2048, "tokens in one forward pass; changes memory and speed, never the gradient", low=8
+        2048, "tokens in one forward pass; changes memory and speed, never the gradient", low=8, tasks=TEXT_TASKS
     )
     optimizer: str = option("adamw", "adamw, adam, or sgd (with momentum=)", choices=("adamw", "adam", "sgd"))
     learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)

@@ -1,0 +1,142 @@
+"""What the weights a run started from were worth: the same training from them and from random weights, at several numbers of labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from danlu.core.config import Setting
+from danlu.core.run import Run
+from danlu.data.loader import windows
+from danlu.evaluation import metrics
+from danlu.models import vision
+from danlu.models.pretrained import Base
+from danlu.stages import images
+from danlu.stages.build import build
+from danlu.stages.prepare import Prepared, number
+from danlu.training.fit import fit
+from danlu.training.hooks import clock
+
+
+Say = Callable[[str], None]
+LABELS = (100, 500)
+"""Numbers of labels looked at, and all there are."""
+SECONDS, SEEDS, FEWEST = 300.0, 5, 100
+"""Longest comparison that is made without being asked for, its seeds, and the fewest updates of one training."""
+SIDES = ("pretrained", "random")
+
+
+def measure(run: Run, prepared: Prepared, say: Say) -> None:
+    """Add the comparison to a run's evaluation, if it started from learned weights and the comparison is asked for or short.
+
+    Each training makes as many passes as the run, at least 100 updates and at most the run's. Each side learns at the better of two
+    rates, the run's and that of pretraining, chosen on the validation rows with one seed; the test rows are only looked at afterwards.
+    A seed decides which rows have labels, the new head or all of the random weights, and the order.
+    """
+    if prepared.labels == () or prepared.config is None or prepared.base.kind == "random":
+        return
+    sizes = [count for count in LABELS if count < len(prepared.rows["train"])] + [len(prepared.rows["train"])]
+    seeds = prepared.experiment.task.gain_seeds
+    trainings = len(sizes) * len(SIDES) * (1 + (SEEDS if seeds is None else seeds))
+    per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
+    seconds = sum(updates(prepared, count) for count in sizes) * trainings / len(sizes) * per_step
+    if seeds is None and seconds > SECONDS:
+        say(
+            f"not compared with random weights: about {clock(seconds)} for {SEEDS} seeds at {', '.join(map(str, sizes))} labels; "
+            f"give gain_seeds={SEEDS} and another out= to have it"
+        )
+        return
+    seeds = SEEDS if seeds is None else seeds
+    if not seeds or not len(prepared.rows["validation"]):
+        return
+    say(f"comparing with random weights at {', '.join(map(str, sizes))} labels, {seeds} seeds: about {clock(seconds)}")
+    rows = [at(prepared, count, seeds, say) for count in sizes]
+    transfer = {
+        "seeds": seeds,
+        "metric": "accuracy",
+        "from": prepared.base.name,
+        "settings": "each side at the better of two learning rates by validation, as many updates for both",
+        "rows": rows,
+    }
+    run.write("evaluation.json", {**run.read("evaluation.json"), "transfer": transfer})
+
+
+def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
+    """Both sides with so many labels."""
+    used = float(prepared.experiment.training.learning_rate or 0)
+    rates = sorted({used, images.rate_before(prepared.base) or 10 * used})
+    chosen, found = {}, {}
+    for side in SIDES:
+        tried = {rate: accuracy(prepared, side, count, rate, 0, "validation") for rate in rates}
+        chosen[side] = max(tried, key=lambda rate: (tried[rate], -rate))
+        found[side] = np.array([accuracy(prepared, side, count, chosen[side], seed, "test") for seed in range(seeds)])
+    row = {side: metrics.over_seeds(found[side]).json() for side in SIDES}
+    gap = metrics.over_seeds(found["pretrained"] - found["random"])
+    points = f"{100 * abs(gap.value):.1f} points of accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    if gap.low > 0 or gap.high < 0:
+        verdict = f"pretrained weights {'gain' if gap.value > 0 else 'lose'} {points} against random ones"
+    else:
+        verdict = (
+            f"no clear difference: pretrained weights are {points} {'above' if gap.value >= 0 else 'below'} random ones"
+        )
+    verdict = f"with {count:,} labels {verdict}, {seeds} seeds"
+    say(verdict)
+    return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": verdict}
+
+
+def updates(prepared: Prepared, count: int) -> int:
+    """Of one training with so many labels."""
+    options = prepared.experiment.training
+    passes = number(options.steps) / prepared.steps_per_epoch
+    return min(number(options.steps), max(FEWEST, math.ceil(passes * windows(count, batch_of(prepared, count), 2))))
+
+
+def batch_of(prepared: Prepared, count: int) -> int:
+    """The run's, where there are rows enough for some updates in a pass."""
+    return max(2, min(number(prepared.experiment.training.batch_size), count // 4))
+
+
+def accuracy(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> float:
+    """Of one training, on `part`; nothing is written."""
+    train, steps = prepared.rows["train"], updates(prepared, count)
+    rows = train.take(balanced(train.targets, count, seed))
+    training = replace(
+        prepared.experiment.training, seed=seed, learning_rate=rate, steps=steps, batch_size=batch_of(prepared, count)
+    )
+    settings = prepared.settings | {"steps": Setting(steps, "the comparison")}
+    base, config = prepared.base, prepared.config
+    if side == "random":
+        config = vision.load(base.folder, labels=prepared.labels, new_head=True, log=lambda _: None).config
+        base = Base(base.name, Path(), "", "", "random")
+    small = replace(
+        prepared,
+        experiment=replace(prepared.experiment, training=training),
+        settings=settings,
+        base=base,
+        config=config,
+        rows={**prepared.rows, "train": rows},
+    )
+    built = build(small, lambda _: None)
+    fit(built.state, steps)
+    opened = images.Opened(
+        Run(Path()), built.model.eval(), prepared.processor, "image-classification", prepared.labels, torch.float32
+    )
+    held = prepared.rows[part]
+    return float((images.probabilities(opened, held).argmax(1) == held.targets).mean())
+
+
+def balanced(targets: Sequence[int], count: int, seed: int) -> list[int]:
+    """`count` rows drawn at random, each class in turn, as long as it has some; ascending."""
+    order = np.random.default_rng([seed, count]).permutation(len(targets))
+    turns: dict[int, int] = {}
+    placed = []
+    for row in order.tolist():
+        turn = turns[targets[row]] = turns.get(targets[row], -1) + 1
+        placed.append((turn, row))
+    return sorted(row for _, row in sorted(placed)[:count])
