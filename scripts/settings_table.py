@@ -23,14 +23,15 @@ def tables() -> str:
     """One table for each section of an experiment, in the order of the code."""
     parts = []
     for section, rows in groupby(leaves(Experiment), key=lambda leaf: leaf[0]):
-        lines = [f"### {section}", "", "| key | value | default | what it does |", "|---|---|---|---|"]
+        lines = [f"### {section}", "", "| key | value | default | what it does | read by |", "|---|---|---|---|---|"]
         lines += [row(field, kind) for _, _, field, kind in rows]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def row(field: dataclasses.Field[Any], kind: Any) -> str:
-    cells = (f"`{field.name}`", expected(field, kind), default(field.default), field.metadata["about"])
+    readers = ", ".join(field.metadata["tasks"]) or "all"
+    cells = (f"`{field.name}`", expected(field, kind), default(field.default), field.metadata["about"], readers)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -41,7 +42,7 @@ def expected(field: dataclasses.Field[Any], kind: Any) -> str:
     if choices := field.metadata["choices"]:
         return ", ".join(f"`{choice}`" for choice in choices)
     if get_origin(kind) is tuple:
-        return "names, separated by commas"
+        return f"{'whole numbers' if get_args(kind)[0] is int else 'names'}, separated by commas"
     if get_origin(kind) is dict:
         return "`name=number`, separated by commas"
     low, high = field.metadata["low"], field.metadata["high"]

@@ -24,11 +24,11 @@ from danlu.training.fit import State, fit
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "examples" / "data" / "README.md"]
-BUILDS = {"finetune", "preflight", "show"}  # these take the keys of an experiment
+BUILDS = {"pretrain", "finetune", "preflight", "show"}  # these take the keys of an experiment
 PLACES = {"RECIPE", "RUN", "FILE", "ONE", "TWO", "TEXT"}  # what a reader puts in
 OWN_KEYS = {
     "evaluate": {"data", "answers", "text", "label"},
-    "predict": {"data", "text", *SAMPLING},
+    "predict": {"data", "text", "out", "count", *SAMPLING},
     "chat": set(SAMPLING),
     "merge": {"out"},
 }

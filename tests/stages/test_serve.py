@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from tests.serving.conftest import serving
-from tests.stages.conftest import lines
+from tests.stages.conftest import EXAMPLES, lines
 
 from danlu.core.errors import UserError
 from danlu.core.run import open_run
@@ -27,6 +29,7 @@ from danlu.stages.serve import answering, checked, find, listen
 
 
 KEY = "k-0123456789"
+DIGITS = EXAMPLES / "digits.npz"
 ASKED = [
     ("library for images\nand sounds", {"max_tokens": 16}),
     ("日本語 🌲 <|im_end|> x", {"max_tokens": 40}),
@@ -90,6 +93,9 @@ def test_a_chat_run_answers_as_predict_does_and_ends_cleanly(chat_run, danlu, st
             parts = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
             assert "".join(part.delta.content or "" for part in parts) == expected["answer"]
             assert parts[-1].finish_reason == expected["finish"]
+        with ThreadPoolExecutor(3) as pool:  # who else asks at the same time changes nothing
+            again = list(pool.map(lambda _: client.chat.completions.create(**asked), range(3)))
+        assert {each.choices[0].message.content for each in again} == {expected["answer"]}
         plain = client.completions.create(model=run.name, prompt="a text", max_tokens=8)
         assert plain.usage.completion_tokens <= 8 and plain.usage.prompt_tokens > 0
         with pytest.raises(openai.BadRequestError, match=r"tokens, expected fewer than the model's context of 256"):
@@ -142,7 +148,31 @@ def test_the_real_chat_model_answers_as_predict_does(smollm2, danlu, conversatio
             assert (choice["message"]["content"], choice["finish_reason"]) == (expected["answer"], expected["finish"])
 
 
+def test_an_image_run_answers_uploads_as_predict_does(danlu, tmp_path):
+    from PIL import Image
+
+    made = danlu("pretrain", "mlp", f"data={DIGITS}", "max_rows=300", "steps=2", "baselines=no", "threads=1", "precision=float32", "out=r")  # fmt: skip
+    assert made.code == 0, made.err
+    names = [f"{place}.png" for place in range(3)]
+    with np.load(DIGITS, allow_pickle=False) as content:
+        for place, name in enumerate(names):
+            Image.fromarray(content["images"][place]).save(tmp_path / name)
+    expected = danlu("predict", "r", "--json", *names).json
+    with serving(answering(open_run(tmp_path / "r"))) as served:
+        files = [("file", (name, (tmp_path / name).read_bytes())) for name in names]
+        assert served.client.post("/v1/predict", files=files).json()["data"] == expected
+        refused = served.client.post("/v1/predict", files=[*files, ("file", ("x.png", b"no image"))])
+    assert refused.status_code == 400 and "image 4: not an image" in refused.json()["error"]["message"]
+
+
 # -------------------------------------------------------------------------------------------------------------- refused
+
+
+def unfinished(folder: Path, **facts: Any) -> None:
+    """A run `r` without a final model."""
+    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "running", **facts}
+    (folder / "r").mkdir()
+    (folder / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -165,9 +195,7 @@ def test_the_real_chat_model_answers_as_predict_does(smollm2, danlu, conversatio
 def test_what_cannot_be_is_said_before_the_model_is_read(
     danlu, tmp_path, monkeypatch, settings, environment, message, fix
 ):
-    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "finished"}
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
+    unfinished(tmp_path)
     monkeypatch.delenv("DANLU_KEY", raising=False)
     if environment is not None:
         monkeypatch.setenv("DANLU_KEY", environment)
@@ -177,10 +205,14 @@ def test_what_cannot_be_is_said_before_the_model_is_read(
     assert result.out == "" and "k-987" not in result.err
 
 
+def test_a_generator_is_refused(danlu, tmp_path):
+    unfinished(tmp_path, task="gan")
+    result = danlu("serve", "r", "port=0")
+    assert result.code == 2 and "danlu predict r out=new.png" in result.err
+
+
 def test_an_unfinished_run_and_none_at_all_are_refused(danlu, tmp_path):
-    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "running"}
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
+    unfinished(tmp_path)
     result = danlu("serve", "r", "port=0")
     assert result.code == 2 and "r has no final model yet" in result.err
     assert danlu("serve", "nothing").code == 2
@@ -188,9 +220,7 @@ def test_an_unfinished_run_and_none_at_all_are_refused(danlu, tmp_path):
 
 
 def test_a_port_in_use_is_refused(danlu, tmp_path):
-    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "finished"}
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
+    unfinished(tmp_path)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -201,9 +231,7 @@ def test_a_port_in_use_is_refused(danlu, tmp_path):
 
 
 def test_a_missing_package_is_named(danlu, tmp_path, monkeypatch):
-    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "finished"}
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
+    unfinished(tmp_path)
     monkeypatch.setitem(sys.modules, "python_multipart", None)
     result = danlu("serve", "r")
     assert result.code == 2
@@ -214,6 +242,7 @@ def test_this_machine_alone_needs_no_key():
     for host in ("127.0.0.1", "localhost", "127.0.0.2"):
         with listen(*find(host, 0), host) as listener:
             assert listener.getsockname()[0].startswith("127.")
+            assert listener.proto == socket.IPPROTO_TCP, "or every answer takes 40 ms longer"
     assert checked(None, alone=True, host="localhost") is None
     assert checked(KEY, alone=False, host="0.0.0.0") == KEY
     for bad in ("a\nb", "é", " a", "a\x7f"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -64,22 +64,18 @@ def describe(
     if size < SMALLEST:
         raise UserError(f"images of {size} pixels a side, expected at least {SMALLEST}", f"set image_size={SMALLEST}")
     plain = name == "mlp" or (name == "autoencoder" and not convolutional)
-    unread = {
-        "hidden": None if plain else hidden,
-        "activation": None if plain or activation == "relu" else activation,
-        "code": None if name in ("autoencoder", "gan") else code,
-        "depth": None if name == "vit" else depth,
-    }
-    for key, value in unread.items():
-        if value is not None:
-            raise UserError(
-                f"{key}={value}: {name} does not read it",
-                "leave it out" + (", or set convolutional=no" if name == "autoencoder" else ""),
-            )
+    unread = [f"hidden={hidden}"] * (hidden is not None and not plain)
+    unread += [f"activation={activation}"] * (activation != "relu" and not plain)
+    unread += [f"code={code}"] * (code is not None and name not in ("autoencoder", "gan"))
+    unread += [f"depth={depth}"] * (depth is not None and name != "vit")
+    if unread:
+        what = f"a convolutional {name}" if name == "autoencoder" else name
+        fix = "leave it out" + (", or set convolutional=no" if name == "autoencoder" else "")
+        raise UserError(f"{', '.join(unread)}: {what} does not read it", fix)
     config: dict[str, Any] = {"num_channels": channels, "image_size": size}
     if name == "mlp":
-        own = {"model_type": "danlu_mlp", "hidden_sizes": list(hidden or (128,)), "activation": activation}
-        config |= own | {"dropout": 0.0}
+        config |= {"model_type": "danlu_mlp", "hidden_sizes": list(hidden or (128,)), "activation": activation}
+        config |= {"dropout": 0.0}
     elif name == "autoencoder":
         widths = _halving(size) if convolutional else list(hidden or (256,))
         config |= {"model_type": "danlu_autoencoder", "convolutional": convolutional, "hidden_sizes": widths}
@@ -145,9 +141,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[n, channels, size, size] -> features [n, width]"""
-        if (
-            self.training and len(images) == 1
-        ):  # torch's batch norm refuses a single value; twice has the same statistics
+        if self.training and len(images) == 1:
+            # torch's batch norm refuses a map of one pixel from one image; the image twice has the same statistics
             return self.body(images.expand(2, -1, -1, -1))[:1]
         return self.body(images)
 
@@ -242,16 +237,16 @@ class Transformers(Network):
         self.config["architectures"] = [type(network).__name__]
         self.__dict__["network"] = network  # not a child: its parts become ours, in the same dictionaries
         self._modules, self._parameters, self._buffers = network._modules, network._parameters, network._buffers
-        sides = self.config["image_size"]
+        kind, sides = self.config["model_type"], self.config["image_size"]
         if not isinstance(sides, int):
             if len(set(sides)) != 1:
-                raise UserError(f"{self.config['model_type']}: image_size is {sides}", "only square images are taken")
+                raise UserError(f"{kind}: image_size is {sides}, expected a square", "choose another model")
             self.config["image_size"] = sides[0]
         linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
         heads = [name for name in linear if not name.startswith(below)]
         if len(heads) != 1:
-            kind = self.config["model_type"]
-            raise UserError(f"{kind}: it does not end in one linear layer: {heads}", "choose another architecture")
+            found = f"it ends in {len(heads)} linear layers ({pretrained._some(set(heads))}), expected one"
+            raise UserError(f"{kind}: {found}", "choose another architecture")
         self.head = heads[0]
 
     def train(self, mode: bool = True) -> Transformers:
@@ -316,8 +311,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _head(network: Network, names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.startswith(f"{network.head}.")}
+def _head(network: Network) -> set[str]:
+    return {name for name in network.state_dict() if name.startswith(f"{network.head}.")}
 
 
 def load(
@@ -346,18 +341,11 @@ def load(
         fresh = wanted_labels is not None and (new_head or wanted_labels != old)
         config |= pretrained._label_keys(wanted_labels) if wanted_labels is not None else {}
         if config.get("model_type") in OWN:
-            network = from_config(_with_dropout(config, dropout), seed=seed)
-            shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-            head = _head(network, shapes) if fresh else set()
-            state, unknown = pretrained._read(
-                files, lambda names: {name: name for name in names}, shapes, head, torch.float32
-            )
-            network.load_state_dict(state, strict=False)
-            missing = shapes.keys() - state.keys()
+            network, missing, unknown = _own(files, _with_dropout(config, dropout), fresh)
         else:
             settings = _settings(_with_dropout(_settings(config).to_dict(), dropout))
             network, missing, unknown = _through_transformers(folder, settings, fresh, seed)
-            head = _head(network, network.state_dict()) if fresh else set()
+    head = _head(network) if fresh else set()
     useless = {name for name in unknown if network.head is not None and LEFT_OUT.search(name)}
     if missing - head or unknown - head - useless:
         raise pretrained._misfit(folder, missing - head, unknown - head - useless, "classification")
@@ -381,17 +369,30 @@ def _settings(config: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    settings = CONFIG_MAPPING[kind].from_dict(dict(config)) if kind in CONFIG_MAPPING else None
-    if type(settings) not in AutoModelForImageClassification._model_mapping:
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in AutoModelForImageClassification._model_mapping:
         raise UserError(
             f"config.json: transformers has no image classifier of model_type {kind!r}",
             "choose another model; code that comes with weights is never run",
         )
-    return settings
+    return CONFIG_MAPPING[kind].from_dict(dict(config))
+
+
+def _own(files: Sequence[Path], config: Mapping[str, Any], fresh: bool) -> tuple[Network, set[str], set[str]]:
+    """(the network, names of missing and of unknown weights); `fresh`: whatever the files have for a head is not looked at."""
+    with torch.device("meta"):  # nothing is allocated before it is known that the files fit
+        network = _build(config)
+    wanted, head = network.state_dict(), _head(network) if fresh else set()
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    found, unknown = pretrained._read(files, lambda names: {n: n for n in names}, shapes, head, torch.float32)
+    state = {
+        name: tensor.to(wanted[name].dtype) for name, tensor in found.items()
+    }  # batch norm counts in whole numbers
+    network.load_state_dict(state | {name: torch.empty(shapes[name]) for name in head}, strict=False, assign=True)
+    return network, wanted.keys() - found.keys(), unknown
 
 
 def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -> tuple[Network, set[str], set[str]]:
-    """(the network, names of missing and of unknown weights); `fresh`: whatever the folder has for a head is not looked at."""
+    """As `_own`, by transformers."""
     from transformers import AutoModelForImageClassification
 
     with _quiet(), _seeded(seed):
@@ -405,18 +406,18 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    for part in (*found.parameters(), *found.buffers()):
+        part.data = part.data.clone()  # out of the file, which may be replaced meanwhile
     network = Transformers(found)
-    head = _head(network, network.state_dict()) if fresh else set()
+    head = _head(network) if fresh else set()
     wrong = [
         f"{name} is {list(shape)}, expected {list(wanted)}"
         for name, shape, wanted in sorted(report["mismatched_keys"])
         if name not in head
     ]
     if wrong:
-        raise UserError(
-            f"{folder}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}",
-            "weights and config.json must be of one model: copy or fetch both again",
-        )
+        fix = "weights and config.json must be of one model: copy or fetch both again"
+        raise UserError(f"{folder}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}", fix)
     return network, set(report["missing_keys"]), set(report["unexpected_keys"])
 
 

@@ -78,15 +78,15 @@ def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:
         sizes = ", ".join(f"{count} of {size}" for size, count in seen["sizes"][:4])
         colour = "gray" if seen["channels"] == 1 else "colour"
         scale = ", ".join(f"({mean:.3g}, {std:.3g})" for mean, std in zip(seen["mean"], seen["std"], strict=True))
-        return [
-            f"images: {sizes}{' and others' * (len(seen['sizes']) > 4)}; seen as {seen['size']}x{seen['size']} {colour} "
-            f"({seen['resize']}), pixels in 0..1 less the mean, divided by the deviation: {scale}"
-        ]
+        others = " and others" * (len(seen["sizes"]) > 4)
+        look = f"{seen['size']}x{seen['size']} {colour} ({seen['resize']})"
+        return [f"images: {sizes}{others}; seen as {look}, pixels in 0..1 as (pixel - mean) / deviation: {scale}"]
     tokens, cut = found["tokens"], found["truncated"]
     lengths = tokens["lengths"]
+    what = "rows labelled" if prepared.labels else "learned"
+    spread = f"a row has {lengths['min']} to {lengths['max']}, median {lengths['median']}"
     lines = [
-        f"tokens: {tokens['train']:,} to train on, {tokens['learned']:,} {'rows labelled' if prepared.labels else 'learned'}; "
-        f"a row has {lengths['min']} to {lengths['max']}, median {lengths['median']}; unknown {found['unknown_share']:.2%}"
+        f"tokens: {tokens['train']:,} to train on, {tokens['learned']:,} {what}; {spread}; unknown {found['unknown_share']:.2%}"
     ]
     if cut["rows"]:
         learned = f", {cut['learned']:,} of them learned ones" if not prepared.labels else ""

@@ -427,8 +427,11 @@ def shared_findings(
     spelled: dict[str, list[str]] = {}
     for label in labels:
         spelled.setdefault(normal_form(label), []).append(label)
-    for alike in (each for each in spelled.values() if len(each) > 1):
-        notes.append(f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width")
+    notes += [
+        f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width"
+        for alike in spelled.values()
+        if len(alike) > 1
+    ]
     return {
         "rows": {
             "read": sum(source.total for source in sources.values()),

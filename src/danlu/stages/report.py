@@ -163,7 +163,8 @@ def _headline(evaluation: Json) -> Json:
 
 def _alerts(evaluation: Json, data: Json, learners: dict[str, Lines]) -> list[str]:
     """What flatters or spoils the figures."""
-    alerts = [alert for alert in [card.few_rows(evaluation)] if alert]
+    found = str(data.get("overfitting") or "")
+    alerts = [alert for alert in (card.few_rows(evaluation), f"{found[:1].upper()}{found[1:]}") if alert]
     cut, tokens, splits = (data.get(key) or {} for key in ("truncated", "tokens", "splits"))
     rows, lost = cut.get("rows") or 0, cut.get("tokens") or 0
     # cut tokens are of all splits, the tokens kept are known of the training rows: the others are taken to be as long

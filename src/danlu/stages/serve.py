@@ -110,7 +110,8 @@ def checked(key: str | None, alone: bool, host: str) -> str | None:
 
 def listen(family: socket.AddressFamily, place: tuple[Any, ...], host: str) -> socket.socket:
     """The address, taken before the model is read, which is slow; who asks meanwhile waits."""
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named for asyncio, which else would let small packets wait for each other (Nagle): 40 ms an answer
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)

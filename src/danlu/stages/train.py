@@ -23,7 +23,8 @@ from danlu.core.cache import flush, sha256
 from danlu.core.config import Setting
 from danlu.core.errors import Interrupted, UserError
 from danlu.core.run import Run, create, fresh_name, is_run, write_text
-from danlu.core.track import Tracker
+from danlu.core.track import Tracker, read_lines
+from danlu.evaluation.overfitting import overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, gain, images, preflight, report
@@ -329,6 +330,10 @@ def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, c
         if wrong := checkpoint.verify(place):
             raise UserError(f"{place}, which holds the best weights: {wrong}", "restore it from a copy of the run")
         hooks.restore_weights(state, checkpoint.Checkpoint(place, best.step))
+    used = {key: setting.value for key, setting in prepared.settings.items()}
+    if said := overfitting(read_lines(run.path / "metrics.jsonl"), used, prepared.steps_per_epoch):
+        say(said)
+        run.write("data.json", {**run.read("data.json"), "overfitting": said})
     save_final(run, prepared, built)
     if prepared.items["test"]:
         evaluate.at_the_end(run, prepared, say)
