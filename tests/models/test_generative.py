@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.models.generative import Autoencoder, Gan
-from danlu.models.vision import describe, from_config, load, save
+from danlu.models.pretrained import save
+from danlu.models.vision import describe, from_config, load
 
 
 DIGITS = Path(__file__).parents[2] / "examples/data/digits.npz"

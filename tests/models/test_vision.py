@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError
-from danlu.models.vision import ARCHITECTURES, Network, describe, from_config, load, save
+from danlu.models.pretrained import save
+from danlu.models.vision import ARCHITECTURES, Network, describe, from_config, load
 
 
 LABELS = ["a", "b", "c"]

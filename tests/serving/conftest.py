@@ -76,6 +76,14 @@ class Light:
         return found
 
 
+def picture(grey: int, form: str = "PNG") -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), grey).save(buffer, form)
+    return buffer.getvalue()
+
+
 @dataclass
 class Served:
     """A running service."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 
 import openai
 import pytest
-from tests.serving.conftest import Parrot, serving
+from tests.serving.conftest import Parrot, picture, serving
 
 from danlu.models.generate import Sampling
 
@@ -219,14 +218,6 @@ def test_values_that_ask_for_nothing_are_taken(serve, parrot):
 
 
 # --------------------------------------------------------------------------------------------------------------- images
-
-
-def picture(grey: int, form: str = "PNG") -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), grey).save(buffer, form)
-    return buffer.getvalue()
 
 
 def test_uploaded_images_are_predicted(serve, light):

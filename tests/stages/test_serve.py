@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tests.serving.conftest import serving
+from tests.serving.conftest import Light, picture, serving
 from tests.stages.conftest import EXAMPLES, lines
 
 from danlu.core.errors import UserError
@@ -163,6 +163,33 @@ def test_an_image_run_answers_uploads_as_predict_does(danlu, tmp_path):
         assert served.client.post("/v1/predict", files=files).json()["data"] == expected
         refused = served.client.post("/v1/predict", files=[*files, ("file", ("x.png", b"no image"))])
     assert refused.status_code == 400 and "image 4: not an image" in refused.json()["error"]["message"]
+
+
+def test_the_examples_of_the_page_run_as_they_stand(chat_run, text_run, tmp_path, capsys):
+    page = (EXAMPLES.parents[1] / "docs" / "serving.md").read_text("utf-8")
+    (python,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    by_text, by_file, by_base64 = re.findall(r"^curl .*", page, re.MULTILINE)
+    with serving(answering(open_run(chat_run("method=full")))) as served:
+        code = python.replace("http://127.0.0.1:8000", served.url).replace('"demo"', '"toy"')
+        capsys.readouterr()
+        exec(compile(code.replace("OpenAI(", "OpenAI(max_retries=0, "), "serving.md", "exec"), names := {})
+        names["client"].close()
+        said = capsys.readouterr().out
+        whole, _, streamed = said.partition("\n")
+    assert whole and streamed and said.startswith(whole)
+
+    def run(command: str, served: Any) -> Any:
+        line = command.replace("http://127.0.0.1:8000", served.url)
+        done = subprocess.run(["bash", "-c", f"{line} --silent"], cwd=tmp_path, capture_output=True, check=True)
+        return [row["label"] for row in json.loads(done.stdout)["data"]]
+
+    with serving(answering(open_run(text_run()))) as served:
+        assert len(run(by_text, served)) == 2
+    (tmp_path / "one.png").write_bytes(picture(250))
+    (tmp_path / "two.png").write_bytes(picture(3))
+    with serving(Light()) as served:
+        assert run(by_file, served) == ["bright", "dark"]
+        assert run(by_base64, served) == ["bright"]
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

@@ -49,6 +49,7 @@ def reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except (
+        ImportError,
         OSError,
         ValueError,
         TypeError,

@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -411,10 +411,10 @@ def load(
 
     folder, dtype = Path(folder), dtype or torch.float32
     config = read_json(folder / "config.json")
-    old = _labels_of(config)
+    old = labels_of(config)
     own: Any = decoder.Decoder if decoder.supports(config) else encoder.Encoder if encoder.supports(config) else None
     if labels is not None:
-        config |= _label_keys(labels)
+        config |= label_keys(labels)
     fresh_head = task == "classification" and labels is not None and old != list(labels)
     if own is None:
         return _load_foreign(folder, config, task, fresh_head, dropout, dtype, seed, log)
@@ -428,16 +428,16 @@ def load(
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     skip = {name for name in wanted if fresh_head and LAST.search(name)}
     rename = partial(encoder.rename, config) if own is encoder.Encoder else _decoder_names
-    state, extra = _read(weight_files(folder), rename, wanted, skip, dtype)
+    state, extra = read_weights(weight_files(folder), rename, wanted, skip, dtype)
     missing = set(wanted) - set(state)
     fresh = {name for name in missing if task == "classification" and labels is not None and HEAD.search(name)}
     others = {name for name in extra if OTHER_TASK[task].search(name) and name not in skip}
     tied = {name for name in extra if config.get("tie_word_embeddings", own is encoder.Encoder) and TIED.search(name)}
     unknown = {name for name in extra - others - tied - skip if not COMPUTED.search(name)}
     if missing - fresh or unknown:
-        raise _misfit(folder, missing - fresh, unknown, task)
+        raise misfit(folder, missing - fresh, unknown, task)
     if others:
-        log(f"left out, of no use to this task: {_some(others)}")
+        log(f"left out, of no use to this task: {some(others)}")
     state |= _draw(fresh, wanted, config.get("initializer_range", 0.02), dtype, seed, log)
     model.load_state_dict(state, assign=True)
     return model.train()
@@ -460,7 +460,8 @@ def save(
         if name not in without
     }
     if network is not None:  # transformers knows which of its own parameters share their memory
-        network.save_pretrained(folder, state_dict=tensors)
+        with quiet():
+            network.save_pretrained(folder, state_dict=tensors)
         return
     kind = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     config |= {key: kind for key in ("torch_dtype", "dtype") if key == "torch_dtype" or key in config}
@@ -473,7 +474,7 @@ def save(
     write_json(folder / "config.json", config)
 
 
-def _read(
+def read_weights(
     files: Sequence[Path],
     rename: Callable[[list[str]], dict[str, str]],
     wanted: dict[str, tuple[int, ...]],
@@ -539,8 +540,9 @@ def _draw(
     return drawn
 
 
-def _misfit(folder: Path, missing: set[str], unknown: set[str], task: str) -> UserError:
-    found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unknown {_some(unknown)}"] * bool(unknown)
+def misfit(folder: Path, missing: set[str], unknown: set[str], task: str) -> UserError:
+    """The error of weights and a configuration that are not of one model."""
+    found = [f"lacks {some(missing)}"] * bool(missing) + [f"has the unknown {some(unknown)}"] * bool(unknown)
     fix = "weights and config.json must be of one model: copy or fetch both again"
     if missing and all(HEAD.search(name) for name in missing):
         fix = "this model has no trained classification head: fine-tune it first, or give labels to start a new head"
@@ -550,23 +552,41 @@ def _misfit(folder: Path, missing: set[str], unknown: set[str], task: str) -> Us
     return UserError(f"{folder} does not fit its config.json: it {' and '.join(found)}", fix)
 
 
-def _some(names: set[str]) -> str:
+def some(names: set[str]) -> str:
+    """The first few, and how many more there are."""
     first = sorted(names)[:6]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
-def _labels_of(config: dict[str, Any]) -> list[str] | None:
+def labels_of(config: dict[str, Any]) -> list[str] | None:
+    """A classifier's labels in the order of its outputs."""
     named = config.get("id2label")
     return [named[key] for key in sorted(named, key=int)] if named else None
 
 
-def _label_keys(labels: Sequence[str]) -> dict[str, Any]:
+def label_keys(labels: Sequence[str]) -> dict[str, Any]:
     """What a classifier's config.json says about its labels."""
     return {
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": "single_label_classification",
     }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What transformers would report, we report."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load_foreign(
@@ -582,7 +602,6 @@ def _load_foreign(
     """Through transformers: its own code only, and safetensors only. `fresh_head`: a new last layer, whatever the folder holds."""
     import torch
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
     from danlu.models.foreign import Foreign
 
@@ -591,11 +610,8 @@ def _load_foreign(
     for key in DROPOUTS:
         if dropout is not None and hasattr(config, key):
             setattr(config, key, dropout)
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # what it would report, we report
-    logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network, report = factory.from_pretrained(
                 folder,
@@ -610,10 +626,8 @@ def _load_foreign(
         raise UserError(
             f"{folder}: transformers cannot load it: {_last_line(str(error))}", "copy or fetch the model again"
         ) from error
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    for part in (*network.parameters(), *network.buffers()):
+        part.data = part.data.clone()  # out of the file, which may be replaced meanwhile
     missing, unknown = set(report["missing_keys"]), set(report["unexpected_keys"])
     shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
     last = {name for name in shapes if fresh_head and LAST.search(name)}
@@ -621,13 +635,13 @@ def _load_foreign(
         name for name in missing - last if name.startswith(f"{network.base_model_prefix}.") and ".pooler." not in name
     }
     if body or (missing - last and not fresh_head):
-        raise _misfit(folder, body or missing, set(), task)
+        raise misfit(folder, body or missing, set(), task)
     if missing - last:
-        log(f"new head: {_some(missing - last)}, initialised by transformers")
+        log(f"new head: {some(missing - last)}, initialised by transformers")
     for name, drawn in _draw(last, shapes, getattr(config, "initializer_range", 0.02), dtype, seed, log).items():
         network.get_parameter(name).data.copy_(drawn)
     if unknown:
-        log(f"left out, of no use to this task: {_some(unknown)}")
+        log(f"left out, of no use to this task: {some(unknown)}")
     return Foreign(network, task).train()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError, nearest, reading
-from danlu.models import pretrained
 from danlu.models.blocks import count_labels
-from danlu.models.pretrained import DROPOUTS, Log, read_json, weight_files
+from danlu.models.pretrained import (
+    DROPOUTS,
+    Log,
+    label_keys,
+    labels_of,
+    misfit,
+    quiet,
+    read_json,
+    read_weights,
+    some,
+    weight_files,
+)
 
 
 _VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}
@@ -97,7 +107,7 @@ def describe(
         config |= {"model_type": "vgg", "batch_norm": name.endswith("_bn"), "depths": list(_VGG[name.split("_")[0]])}
         config |= {"hidden_sizes": [64, 128, 256, 512, 512], "pool_size": 7 if full else max(1, size // 32)}
         config |= {"classifier_size": 4096 if full else 512, "dropout": 0.5}
-    return _with_dropout(config, dropout) | (pretrained._label_keys(labels) if labels else {})
+    return _with_dropout(config, dropout) | (label_keys(labels) if labels else {})
 
 
 def _halving(size: int) -> list[int]:
@@ -245,7 +255,7 @@ class Transformers(Network):
         linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
         heads = [name for name in linear if not name.startswith(below)]
         if len(heads) != 1:
-            found = f"it ends in {len(heads)} linear layers ({pretrained._some(set(heads))}), expected one"
+            found = f"it ends in {len(heads)} linear layers ({some(set(heads))}), expected one"
             raise UserError(f"{kind}: {found}", "choose another architecture")
         self.head = heads[0]
 
@@ -278,7 +288,7 @@ def from_config(config: Mapping[str, Any], labels: Sequence[str] | None = None, 
     2 / outputs), ViT as Dosovitskiy et al. 2021 (normal, 0.02). labels: None takes the config's; an autoencoder or a pair with labels is
     its encoder or its discriminator, with a head. Heads: see `draw_head`.
     """
-    config = dict(config) | (pretrained._label_keys(labels) if labels else {})
+    config = dict(config) | (label_keys(labels) if labels else {})
     with _seeded(seed):
         network = _build(config)
     if network.head is not None:
@@ -336,10 +346,10 @@ def load(
     config = read_json(folder / "config.json")
     files = weight_files(folder)
     with reading(folder):
-        old = pretrained._labels_of(config)
+        old = labels_of(config)
         wanted_labels = list(labels) if labels else old
         fresh = wanted_labels is not None and (new_head or wanted_labels != old)
-        config |= pretrained._label_keys(wanted_labels) if wanted_labels is not None else {}
+        config |= label_keys(wanted_labels) if wanted_labels is not None else {}
         if config.get("model_type") in OWN:
             network, missing, unknown = _own(files, _with_dropout(config, dropout), fresh)
         else:
@@ -348,19 +358,13 @@ def load(
     head = _head(network) if fresh else set()
     useless = {name for name in unknown if network.head is not None and LEFT_OUT.search(name)}
     if missing - head or unknown - head - useless:
-        raise pretrained._misfit(folder, missing - head, unknown - head - useless, "classification")
+        raise misfit(folder, missing - head, unknown - head - useless, "classification")
     if useless:
-        log(f"left out, of no use to this task: {pretrained._some(useless)}")
+        log(f"left out, of no use to this task: {some(useless)}")
     if fresh:
         draw_head(network, seed)
-        log(f"new head: {pretrained._some(head)}, uniform between ±1 / sqrt(width)")
+        log(f"new head: {some(head)}, uniform between ±1 / sqrt(width)")
     return network.train()
-
-
-def save(network: Network, folder: Path) -> None:
-    """config.json and model.safetensors, buffers included; a network of transformers as transformers itself writes it."""
-    with _quiet() if isinstance(network, Transformers) else nullcontext():
-        pretrained.save(network, folder)
 
 
 def _settings(config: Mapping[str, Any]) -> Any:
@@ -383,7 +387,7 @@ def _own(files: Sequence[Path], config: Mapping[str, Any], fresh: bool) -> tuple
         network = _build(config)
     wanted, head = network.state_dict(), _head(network) if fresh else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    found, unknown = pretrained._read(files, lambda names: {n: n for n in names}, shapes, head, torch.float32)
+    found, unknown = read_weights(files, lambda names: {n: n for n in names}, shapes, head, torch.float32)
     state = {
         name: tensor.to(wanted[name].dtype) for name, tensor in found.items()
     }  # batch norm counts in whole numbers
@@ -395,7 +399,7 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
     """As `_own`, by transformers."""
     from transformers import AutoModelForImageClassification
 
-    with _quiet(), _seeded(seed):
+    with quiet(), _seeded(seed):
         found, report = AutoModelForImageClassification.from_pretrained(
             folder,
             config=settings,
@@ -419,19 +423,3 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
         fix = "weights and config.json must be of one model: copy or fetch both again"
         raise UserError(f"{folder}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}", fix)
     return network, set(report["missing_keys"]), set(report["unexpected_keys"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What transformers would report, we report."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

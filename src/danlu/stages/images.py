@@ -177,6 +177,10 @@ def described(base: Base, experiment: Experiment, processor: Processor, labels: 
             raise UserError(
                 f"{base.name} is a {config.get('model_type')}, which cannot learn to be a {task}", f"model={task}"
             )
+        if kind is not None and config.get("id2label"):
+            raise UserError(
+                f"{base.name} was fine-tuned to classify: half of the {task} is gone", "start from the run it came from"
+            )
         if options.hidden or options.code:
             raise UserError(f"hidden= and code= describe random weights, but {base.name} has weights", "leave them out")
         return config
