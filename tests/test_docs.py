@@ -30,6 +30,7 @@ OWN_KEYS = {
     "evaluate": {"data", "answers", "text", "label"},
     "predict": {"data", "text", "out", "count", *SAMPLING},
     "chat": set(SAMPLING),
+    "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds"},
     "merge": {"out"},
 }
 

@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.core.types import Documents, Learner
+from danlu.core import checkpoint
+from danlu.core.types import Documents, Examples, Learner
+from danlu.models.vision import describe, from_config
 from danlu.tasks.supervised import Classification
 from danlu.training.fit import State, Step, fit
+from danlu.training.hooks import restore, snapshot
 
 
 class Counting(nn.Module):
@@ -75,3 +78,34 @@ def test_logits_under_autocast_are_float32() -> None:
     task = Classification(model, Learner({}, torch.optim.SGD(model.parameters())))
     with torch.autocast("cpu", torch.bfloat16):
         assert task.logits(batch(0, 1)).dtype == torch.float32
+
+
+def test_a_resume_remembers_the_statistics_of_batch_normalisation(tmp_path) -> None:
+    """Six updates of a real ResNet at once, and three with a checkpoint behind them: equal weights and equal statistics."""
+    labels = ("a", "b", "c")
+    images = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    config = describe("resnet18", channels=1, size=8, labels=labels)
+    config |= {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+
+    def stream(start):
+        row = start["row"] if start else 0
+        while True:
+            chosen = [(row + each) % 12 for each in range(4)]
+            row += 4
+            yield [Examples(images[chosen], torch.tensor([each % 3 for each in chosen]), tuple(chosen))], {"row": row}
+
+    def fresh() -> State:
+        model = from_config(config, labels, seed=1)
+        weights = dict(model.named_parameters())
+        optimizer = torch.optim.SGD([{"params": list(weights.values()), "peak": 0.1}], 0.1, momentum=0.9)
+        return State(Classification(model, Learner(weights, optimizer)), stream)
+
+    whole, first, second = fit(fresh(), 6), fit(fresh(), 3), fresh()
+    tensors, content = snapshot(first)
+    saved = checkpoint.save(tmp_path, 3, tensors, content)
+    restore(second, saved)
+    fit(second, 6)
+    found = second.task.model.state_dict()
+    assert any("running_var" in name for name in found)
+    for name, tensor in whole.task.model.state_dict().items():
+        assert torch.equal(tensor, found[name]), name

@@ -33,7 +33,10 @@ class Sampling:
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 (always the likeliest token) or more"),
+            "temperature": (
+                self.temperature == 0 or self.temperature >= 1e-3,
+                "0 (always the likeliest token), or 0.001 and more",
+            ),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 leaves repetition alone)"),
