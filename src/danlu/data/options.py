@@ -29,7 +29,9 @@ class DataOptions:
     label: str | None = option(
         None, "column with the label; found by its usual names when not given", tasks=(*CLASSIFIERS, "chat")
     )
-    group: str | None = option(None, "column whose equal values stay in one split (a customer, a source file)")
+    group: str | None = option(
+        None, "column whose equal values stay in one split (a customer, a source file)", tasks=TEXT_TASKS
+    )
     max_tokens: int | None = option(
         None, "longest row in tokens; derived from the model's context and the data", low=8, tasks=TEXT_TASKS
     )

@@ -57,6 +57,10 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
         return
     say(f"comparing with random weights at {', '.join(map(str, sizes))} labels, {seeds} seeds: about {clock(seconds)}")
     rows = [at(prepared, count, seeds, say) for count in sizes]
+    used = float(prepared.experiment.training.learning_rate or 0)
+    if all(row["learning_rates"]["pretrained"] != used for row in rows):
+        better = rows[-1]["learning_rates"]["pretrained"]
+        say(f"note: on the validation rows learning_rate={better:g} did better from these weights than {used:g}")
     transfer = {
         "seeds": seeds,
         "metric": "accuracy",

@@ -18,7 +18,7 @@ from danlu.core.errors import UserError, reading
 from danlu.core.run import Run, find_run
 from danlu.data.images import Pictures, read_images, survey
 from danlu.data.processor import Augment, Processor, usual_size
-from danlu.data.source import Source, cell
+from danlu.data.source import Source
 from danlu.evaluation import baselines, metrics
 from danlu.evaluation.compare import compare
 from danlu.experiment import Asked, Experiment
@@ -36,7 +36,7 @@ from danlu.stages.prepare import (
     sources_of,
 )
 from danlu.tasks.generative import Autoencoding
-from danlu.tasks.material import Account, Item, group_column, refuse
+from danlu.tasks.material import Account, Item
 from danlu.training.fit import State, Step
 from danlu.training.hooks import measure
 
@@ -56,15 +56,15 @@ RATES = {"vit": 5e-4, "danlu_gan": 2e-4}
 class Images:
     """Rows with an image: what `part` splits. pictures: of each source in the order they were read."""
 
-    def __init__(self, processor: Processor, bad_rows: str, group: str | None, labelled: bool) -> None:
-        self.processor, self.bad_rows, self.group, self.labelled = processor, bad_rows, group, labelled
+    def __init__(self, processor: Processor, bad_rows: str, labelled: bool) -> None:
+        self.processor, self.bad_rows, self.labelled = processor, bad_rows, labelled
         self.pictures: list[Pictures] = []
         self.said = ""
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         """Every row decoded; equal pixels are an equal key."""
         pictures, rejected = Pictures.read(source, self.processor, bad_rows=self.bad_rows)
-        group, account = group_column(source, self.group), Account()
+        account = Account()
         for each in rejected:
             account.add(each.reason, each.place)
         rows = {row.number: row for row in source.rows}
@@ -73,12 +73,7 @@ class Images:
             row = rows[number]
             label = str(row.values["label"]) if self.labelled else None
             values = {"source": len(self.pictures), "index": index}
-            try:
-                member = None if group is None else str(cell(row, group))
-            except UserError as error:
-                refuse(error, row, self.bad_rows, account)
-                continue
-            found.append(Item(number, row.place, key, "", values, label, member))
+            found.append(Item(number, row.place, key, "", values, label))
         self.pictures.append(pictures)
         self.said = "images with labels" if self.labelled else "images, labels not looked at"
         return found, account
@@ -102,7 +97,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     seen = survey(sources["data"])
     if processor is None:
         processor = Processor.of(seen, size=options.image_size, scale="symmetric" if task == "gan" else "unit")
-    material = Images(processor, options.bad_rows, options.group, task == "image-classification")
+    material = Images(processor, options.bad_rows, task == "image-classification")
     dropped = Account()
     parts = part(material, sources, experiment, dropped, say)
     labels = check_labels(parts, sources) if material.labelled else ()
