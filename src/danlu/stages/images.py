@@ -23,7 +23,8 @@ from danlu.evaluation import baselines, metrics
 from danlu.evaluation.compare import compare
 from danlu.experiment import Asked, Experiment
 from danlu.models import vision
-from danlu.models.pretrained import Base, read_json, resolve, weights_sha256
+from danlu.models.pretrained import Base, read_json, resolve
+from danlu.stages.load import sealed
 from danlu.stages.prepare import (
     LEARNED,
     PARTS,
@@ -361,16 +362,8 @@ def open_final(run: Run) -> Opened:
     Raises:
         UserError: the run has none yet, or it has changed since it was written.
     """
-    if not run.has("final.json"):
-        fix = "wait until it is finished" if run.status == "running" else f"danlu resume {run.path}"
-        raise UserError(f"{run.path} has no final model yet (it is {run.status})", fix)
+    sealed(run)
     facts, used = run.read("run.json"), run.read("experiment.json")["used"]
-    sealed, found = run.read("final.json")["sha256"], weights_sha256(run.model)
-    if found != sealed:
-        raise UserError(
-            f"{run.model}: the weights have SHA-256 {found[:12]}…, expected {sealed[:12]}…",
-            "restore the folder from a copy of the run",
-        )
     torch.set_num_threads(int(used["threads"]["value"] or 1))
     labels = tuple(facts.get("labels") or ())
     with reading(run.model):

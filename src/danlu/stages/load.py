@@ -205,17 +205,8 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
     from danlu.data.tokenizer import Tokenizer
     from danlu.surgery.freeze import cast_frozen
 
-    if not run.has("final.json"):
-        fix = "wait until it is finished" if run.status == "running" else f"danlu resume {run.path}"
-        raise UserError(f"{run.path} has no final model yet (it is {run.status})", fix)
+    found = sealed(run)
     facts, used = run.read("run.json"), run.read("experiment.json")["used"]
-    sealed = run.read("final.json")["sha256"]
-    found = weights_sha256(run.model)
-    if found != sealed:
-        raise UserError(
-            f"{run.model}: the weights have SHA-256 {found[:12]}…, expected {sealed[:12]}…",
-            "restore the folder from a copy of the run",
-        )
     torch.set_num_threads(threads or int(used["threads"]["value"] or 1))
     name = precision or used["precision"]["value"]
     labels = tuple(facts.get("labels") or ())
@@ -237,6 +228,24 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
         used["system"]["value"],
         used["text"]["value"],
     )
+
+
+def sealed(run: Run) -> str:
+    """The SHA-256 of a run's final weights, which are those it was sealed with.
+
+    Raises:
+        UserError: it has none yet, or they have changed.
+    """
+    if not run.has("final.json"):
+        fix = "wait until it is finished" if run.status == "running" else f"danlu resume {run.path}"
+        raise UserError(f"{run.path} has no final model yet (it is {run.status})", fix)
+    expected, found = run.read("final.json")["sha256"], weights_sha256(run.model)
+    if found != expected:
+        raise UserError(
+            f"{run.model}: the weights have SHA-256 {found[:12]}…, expected {expected[:12]}…",
+            "restore the folder from a copy of the run",
+        )
+    return found
 
 
 def seal(run: Run) -> None:

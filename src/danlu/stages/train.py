@@ -245,7 +245,7 @@ def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
     elif prepared.experiment.model.method == "lora":
         adapter.save(built.model, building, prepared.weights.base)
     else:
-        pretrained.save(built.model, building, without=built.task.learner.parameters.keys())
+        pretrained.save(built.model, building, without=built.task.learners()["model"].parameters.keys())
     flush(building)
     building.rename(place)
 
@@ -398,8 +398,8 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
         elif lora:  # an adapter on merged weights: whole again, in float32
             whole = build(in_float32(prepared), lambda _: None)
             with torch.no_grad():
-                for name, parameter in whole.task.learner.parameters.items():
-                    parameter.copy_(built.task.learner.parameters[name])
+                for name, parameter in whole.task.learners()["model"].parameters.items():
+                    parameter.copy_(built.task.learners()["model"].parameters[name])
             pretrained.save(adapter.merge(whole.model), building)
         else:
             pretrained.save(built.model, building)

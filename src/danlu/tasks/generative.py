@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from danlu.core.types import Examples, Learner
-from danlu.tasks.supervised import buffers
+from danlu.tasks.network import NetworkTask
 
 
-class Autoencoding:
+class Autoencoding(NetworkTask):
     """Mean squared error between an image and what comes back through the code, a pixel of a channel counting one.
 
     noise: deviation of normal noise added to what the encoder sees; the target is the clean image (Vincent et al. 2008).
     """
 
     def __init__(self, model: Any, learner: Learner | None = None, noise: float = 0.0) -> None:
-        self.model, self.learner, self.noise = model, learner, noise
-
-    def learners(self) -> dict[str, Learner]:
-        return {"model": self.learner} if self.learner else {}
-
-    def begin(self, window: Sequence[Examples], learner: str, rng: torch.Generator) -> None:
-        self.model.train()
+        super().__init__(model, model=learner)
+        self.noise = noise
 
     def counts(self, batch: Examples, learner: str) -> dict[str, float]:
         return {"pixels": float(batch.inputs.numel())}
 
     def losses(self, batch: Examples, learner: str) -> dict[str, torch.Tensor]:
         return {"pixels": self.squares(batch.inputs, self.noise)}
-
-    def end(self, learner: str) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return buffers(self.model)
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(state, strict=False)
 
     def squares(self, images: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
         """Summed squared error of each image: [examples]."""
@@ -54,7 +39,7 @@ class Autoencoding:
         return {"loss": (squares, torch.full_like(squares, batch.inputs[0].numel()))}
 
 
-class Adversarial:
+class Adversarial(NetworkTask):
     """A generator against a discriminator (Goodfellow et al. 2014), from logits: D(x) = sigmoid(discriminator(x)).
 
     The discriminator learns -log D(x) - log(1 - D(G(z))), the generator the non-saturating -log D(G(z)), whose gradient does not
@@ -62,13 +47,7 @@ class Adversarial:
     """
 
     def __init__(self, model: Any, discriminator: Learner, generator: Learner) -> None:
-        self.model, self.each = model, {"discriminator": discriminator, "generator": generator}
-
-    def learners(self) -> dict[str, Learner]:
-        return self.each
-
-    def begin(self, window: Sequence[Examples], learner: str, rng: torch.Generator) -> None:
-        self.model.train()
+        super().__init__(model, discriminator=discriminator, generator=generator)
 
     def counts(self, batch: Examples, learner: str) -> dict[str, float]:
         count = float(len(batch.inputs))
@@ -85,12 +64,3 @@ class Adversarial:
             "real": F.softplus(-self.model.discriminator(images)),
             "generated": F.softplus(self.model.discriminator(generated)),
         }
-
-    def end(self, learner: str) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return buffers(self.model)
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(state, strict=False)

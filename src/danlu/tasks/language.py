@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,39 +10,26 @@ import torch.nn.functional as F
 from danlu.core.types import Documents, Learner
 from danlu.data.loader import IGNORED
 from danlu.models.cross_entropy import token_losses
+from danlu.tasks.network import NetworkTask
 
 
 FEW = 8
 """Fewer rows than this are padded before the head: for 3 and less, float32 kernels sum a vocabulary of slopes ten times less exactly."""
 
 
-class Language:
+class Language(NetworkTask):
     """Causal language modelling on the supervised tokens of each document; the mean is over supervised tokens."""
 
     def __init__(self, model: Any, learner: Learner | None = None, label_smoothing: float = 0.0) -> None:
         """model: a `core.types.Backbone`. learner: None measures only."""
-        self.model, self.learner, self.label_smoothing = model, learner, label_smoothing
-
-    def learners(self) -> dict[str, Learner]:
-        return {"model": self.learner} if self.learner else {}
-
-    def begin(self, window: Sequence[Documents], learner: str, rng: torch.Generator) -> None:
-        self.model.train()
+        super().__init__(model, model=learner)
+        self.label_smoothing = label_smoothing
 
     def counts(self, batch: Documents, learner: str) -> dict[str, float]:
         return {"tokens": float((batch.targets != IGNORED).sum())}
 
     def losses(self, batch: Documents, learner: str) -> dict[str, torch.Tensor]:
         return {"tokens": self.row_losses(batch, self.label_smoothing)}
-
-    def end(self, learner: str) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        pass
 
     def row_losses(self, batch: Documents, smoothing: float = 0.0) -> torch.Tensor:
         """Summed loss of each document's supervised tokens, in nats: [documents]."""

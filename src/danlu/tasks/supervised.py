@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from danlu.core.types import Batch, Documents, Examples, Learner
+from danlu.tasks.network import NetworkTask
 
 
-class Classification:
+class Classification(NetworkTask):
     """Multi-class cross-entropy from logits; with class weights the mean is weighted, as in PyTorch.
 
     class_weights: float [labels], or None when every row counts the same. augment: of images, while they are learned from.
@@ -26,14 +27,8 @@ class Classification:
         label_smoothing: float = 0.0,
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.model, self.learner = model, learner
+        super().__init__(model, model=learner)
         self.class_weights, self.label_smoothing, self.augment = class_weights, label_smoothing, augment
-
-    def learners(self) -> dict[str, Learner]:
-        return {"model": self.learner}
-
-    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
-        self.model.train()
 
     def counts(self, batch: Batch, learner: str) -> dict[str, float]:
         if self.class_weights is None:
@@ -49,15 +44,6 @@ class Classification:
         return {
             "rows": F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=self.label_smoothing)
         }
-
-    def end(self, learner: str) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return buffers(self.model)
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict(state, strict=False)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """[rows, labels], float32 at least."""
@@ -76,9 +62,3 @@ class Classification:
         ones = torch.ones(len(batch.targets))
         right = (logits.argmax(-1) == batch.targets).float()
         return {"loss": (F.cross_entropy(logits, batch.targets, reduction="none"), ones), "accuracy": (right, ones)}
-
-
-def buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a network remembers beside its weights: the running statistics of batch normalisation. Copies."""
-    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {name: value.clone() for name, value in model.state_dict().items() if name not in weights}

@@ -1,0 +1,35 @@
+"""What every task on one network shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from danlu.core.types import Batch, Learner
+
+
+class NetworkTask:
+    """A network and who learns in it; a task adds its losses. No learners: it is only measured."""
+
+    def __init__(self, model: Any, /, **learners: Learner | None) -> None:
+        self.model = model
+        self.by_name = {name: learner for name, learner in learners.items() if learner is not None}
+
+    def learners(self) -> dict[str, Learner]:
+        return self.by_name
+
+    def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
+        self.model.train()
+
+    def end(self, learner: str) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What the network remembers beside its weights: the running statistics of batch normalisation. Copies."""
+        kept = self.model.state_dict().keys()
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers() if name in kept}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.model.load_state_dict(state, strict=False)
