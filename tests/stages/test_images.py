@@ -94,6 +94,7 @@ def test_pretrained_weights_are_worth_what_is_measured(pretrain, danlu, tmp_path
     result = pretrain("image-classification", "init=ae", "steps=20", "gain_seeds=2", out="c", verb="finetune")
     assert "new head" in result.out
     assert "learning_rate = 0.0001  (derived: a tenth of 0.001, the rate of its pretraining" in result.out
+    assert "learning rate: 0.001 in pretraining, 0.0001 now" in result.out
     facts = json.loads((tmp_path / "c" / "run.json").read_text())
     assert facts["lineage"]["model"]["sha256"] == weights_sha256(tmp_path / "ae" / "model")
     transfer = json.loads((tmp_path / "c" / "evaluation.json").read_text())["transfer"]

@@ -74,7 +74,7 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
 def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
     """Both sides with so many labels."""
     used = float(prepared.experiment.training.learning_rate or 0)
-    rates = sorted({used, images.rate_before(prepared.base) or 10 * used})
+    rates = sorted({used, images.rate_before(prepared.base)[0] or 10 * used})
     chosen, found = {}, {}
     for side in SIDES:
         tried = {rate: accuracy(prepared, side, count, rate, 0, "validation") for rate in rates}

@@ -202,14 +202,16 @@ def derive(
     """The settings of training on images, and the learning rate of pretraining beside today's."""
     opened = Open(asked)
     opened.fill("image_size", *side)
-    plain = 50.0 if asked.experiment.training.optimizer == "sgd" else 1.0  # plain gradients are small
+    optimizer = asked.experiment.training.optimizer
+    plain = 50.0 if optimizer == "sgd" else 1.0  # plain gradients are small
     usual = plain * RATES.get(str(config.get("model_type")), 1e-3)
-    before = rate_before(base)
+    before, by = rate_before(base)
     if base.kind == "random":
         opened.fill("learning_rate", usual, "from random weights")
     else:
-        said = f"{before:g}, the rate of its pretraining" if before else f"{usual:g}, usual from random weights"
-        opened.fill("learning_rate", (before or usual) / 10, f"a tenth of {said}, so that what it has learned stays")
+        like = before if (by == "sgd") == (optimizer == "sgd") else None
+        said = f"{like:g}, the rate of its pretraining" if like else f"{usual:g}, usual from random weights"
+        opened.fill("learning_rate", (like or usual) / 10, f"a tenth of {said}, so that what it has learned stays")
     size = min(32, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
     opened.fill("batch_size", size, f"{rows} training images: at least 25 updates in a pass, at most 32 images in one")
     passes = 3.0 if rows >= 50_000 else 10.0
@@ -218,12 +220,13 @@ def derive(
     return opened.settings, {"learning_rate": rates} if before else {}
 
 
-def rate_before(base: Base) -> float | None:
-    """The peak learning rate of the run that made these weights."""
+def rate_before(base: Base) -> tuple[float | None, str | None]:
+    """The peak learning rate of the run that made these weights, and its optimizer."""
     run = find_run(base.name) if base.kind == "run" else Path(base.name).parent.parent  # RUN/checkpoints/step-…
     if base.kind not in ("run", "checkpoint") or run is None:
-        return None
-    return float(Run(run).read("experiment.json")["used"]["learning_rate"]["value"])
+        return None, None
+    used = Run(run).read("experiment.json")["used"]
+    return float(used["learning_rate"]["value"]), str(used["optimizer"]["value"])
 
 
 def keep(prepared: Prepared, folder: Path, everything: bool) -> None:

@@ -54,6 +54,8 @@ def show(prepared: Prepared, say: Say) -> None:
     say(f"duplicates in training: {found['duplicates']}; rows in two splits: {found['leaks']}")
     for label, counts in found["labels"].items():
         say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
+    if rates := found.get("learning_rate"):
+        say(f"learning rate: {rates['pretraining']:g} in pretraining, {rates['now']:g} now")
     for note in found["notes"]:
         say(f"note: {note}")
     if "view" in found and not prepared.labels:
