@@ -209,7 +209,10 @@ def test_the_sample_is_what_its_readme_says() -> None:
             r"^\| `([\w.]+)` .*`([0-9a-f]{64})` \|$", (SAMPLE / "README.md").read_text(encoding="utf-8"), re.MULTILINE
         )
     )
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*SAMPLE.glob("*.jsonl"), *SAMPLE.glob("*.npz")]}
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [*SAMPLE.glob("*.jsonl"), *SAMPLE.glob("*.npz")]
+    }
     assert told == files
 
 

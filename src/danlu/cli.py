@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from danlu.core.errors import Interrupted, UserError, nearest, printable
+from danlu.core.types import TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ def asked(call: Call) -> Any:
     from danlu.recipes.catalogue import RECIPES
 
     return ask(RECIPES.get, call.words, call.settings, extra=("out",))
+
+
+def pretrain(call: Call) -> None:
+    found = asked(call)
+    if found.experiment.task.task in TEXT_TASKS:
+        raise UserError(
+            f"{found.recipe} starts from pretrained weights; language models from zero are not there yet",
+            f"danlu finetune {found.recipe}",
+        )
+    finetune(call)
 
 
 def finetune(call: Call) -> None:
@@ -249,7 +260,7 @@ COMMANDS = {
     "pretrain": Command(
         "RECIPE|FILE.yaml [key=value …] [out=DIR]",
         "the same from random weights: mlp, resnet18, autoencoder, gan",
-        finetune,
+        pretrain,
     ),
     "finetune": Command(
         "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from danlu.core.errors import UserError
 from danlu.core.track import read_lines
 from danlu.models.pretrained import weights_sha256
 
@@ -140,10 +141,13 @@ def test_rows_from_python_resume_and_measure_alike(danlu, digits, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with np.load(digits) as found:
         images, labels = found["images"], found["labels"]
-    settings = {"hidden": (16,), "steps": 6, "batch_size": 16, "threads": 1}
-    run = library.finetune("mlp", (images, labels), out="p", **settings)
-    same = library.finetune("mlp", (images, labels), out="p", **settings)
-    assert run.metrics == same.metrics
+    settings = {"hidden": (16,), "batch_size": 16, "threads": 1, "warmup": 0, "schedule": "constant"}
+    run = library.finetune("mlp", (images, labels), out="p", steps=6, **settings)
+    library.finetune("mlp", (images, labels), out="q", steps=3, **settings)
+    on = library.finetune("mlp", (images, labels), out="q", steps=6, **settings)
+    assert weights_sha256(run.path / "model") == weights_sha256(on.path / "model")
+    with pytest.raises(UserError, match="other rows"):
+        library.finetune("mlp", (images[::-1], labels), out="q", steps=8, **settings)
     assert run.evaluate()["metrics"] == run.metrics
     assert run.evaluate((images[:50], labels[:50]))["rows"] == 50
     assert run.predict([images[0]])[0]["label"] in "0123456789"
@@ -170,6 +174,9 @@ def test_a_gan_shows_both_losses(pretrain, tmp_path):
         (["pretrain", "mlp", "data={digits}", "rank=4"], "does not read"),
         (["pretrain", "mlp", "data={digits}", "image_size=4"], "at least 8"),
         (["pretrain", "mlp", "data={text}"], "expected a folder of images"),
+        (["pretrain", "mlp", "data={digits}", "gain_seeds=2"], "starts from random weights"),
+        (["pretrain", "mlp", "data={digits}", "group=a"], "does not read"),
+        (["pretrain", "chat", "data={digits}"], "danlu finetune chat"),
     ],
 )
 def test_bad_input_is_one_error(danlu, digits, tmp_path, words, message):

@@ -26,7 +26,7 @@ WEIGHTS = ("none", "balanced")
 _WORDS_FROM, _CHARACTERS_FROM = 8_000_000, 5_000_000  # characters of all texts together
 _CHOICE_ROWS, _CHOICE_CHARACTERS = 2_000, 1_000_000  # looked at by the cross-validation
 _MOST_COLUMNS = 200_000  # of each kind
-_PIXEL_ROWS = 10_000
+PIXEL_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,9 @@ def pixels(train: Array, train_labels: ArrayLike, test: Array, classes: int, see
 
     began, labels = time.perf_counter(), _labels(train_labels, classes)
     first, notes = majority(labels, len(test), classes), list[str]()
-    order = np.random.default_rng(seed).permutation(len(labels))
-    if len(order) > _PIXEL_ROWS:
-        notes.append(f"among {_PIXEL_ROWS:,} of {len(order):,} training rows, to be quick")
-    order = order[:_PIXEL_ROWS]
+    order = np.random.default_rng(seed).permutation(len(labels))[:PIXEL_ROWS]
+    if len(labels) >= PIXEL_ROWS:
+        notes.append(f"among {PIXEL_ROWS:,} training rows, to be quick")
     ours, held = _shrunk(train[order]), max(1, len(order) // 5)
     scores = {}
     for count in (1, 3, 5):
@@ -192,7 +191,7 @@ def reconstructions(train: Array, test: Array, width: int, seed: int = 0) -> dic
     """
     from sklearn.decomposition import PCA
 
-    order = np.random.default_rng(seed).permutation(len(train))[:_PIXEL_ROWS]
+    order = np.random.default_rng(seed).permutation(len(train))[:PIXEL_ROWS]
     ours, theirs = (images.reshape(len(images), -1).astype(np.float32) / 255 for images in (train[order], test))
     found = {"the mean training image": ((theirs - ours.mean(0)) ** 2).sum(1)}
     count = min(width, *ours.shape)

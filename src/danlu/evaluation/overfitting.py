@@ -37,7 +37,8 @@ def overfitting(lines: Sequence[Mapping[str, Any]], used: Mapping[str, Any], ste
         return None
     remedies = [f"fewer passes (epochs={max(0.1, step / steps_per_epoch):.2g})", "more rows"]
     remedies += ["weight_decay=0.1"] * (float(used.get("weight_decay") or 0) < 0.1)
-    remedies += ["dropout=0.1"] * (not used.get("dropout"))
+    drops = used.get("task") not in IMAGE_TASKS or str(used.get("model")) in ("mlp", "vit")
+    remedies += ["dropout=0.1"] * (drops and not used.get("dropout"))
     remedies += ["augment=crop,flip"] * (used.get("task") == "image-classification" and not used.get("augment"))
     remedies += ["method=lora, which changes less"] * (
         used.get("task") not in IMAGE_TASKS and used.get("method") == "full"

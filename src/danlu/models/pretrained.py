@@ -174,13 +174,15 @@ def _checkpoint(name: str, path: Path, log: Log) -> Base:
 
         for file in start.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
-        weights = next(file for file in folder.glob("*.safetensors"))
-        tensors, prefix = load_file(weights), ADAPTED if weights.name.startswith("adapter") else ""
+        weights = next(iter(folder.glob("*.safetensors")), folder / "model.safetensors")
+        tensors = load_file(weights) if weights.is_file() else {}
+        prefix = ADAPTED if weights.name.startswith("adapter") else ""
         saved = checkpoint.Checkpoint(path, 0)
         trained = {key.split("/", 1)[1]: tensor for key, tensor in saved.tensors("weights").items()}
         tensors |= {prefix + key: tensor for key, tensor in (saved.tensors("task") | trained).items()}
         save_file(tensors, weights, {"format": "pt"})
-        write_json(folder / "source.json", {"licence": stated_licence(start), "weights_sha256": sha256(weights)})
+        licence = read_json(path.parent.parent / "run.json").get("lineage", {}).get("model", {}).get("licence")
+        write_json(folder / "source.json", {"licence": licence, "weights_sha256": sha256(weights)})
 
     build_once(target, fill, log)
     return Base(name, target, _cached_sha256(target), stated_licence(target), "checkpoint")
@@ -454,10 +456,12 @@ def save(
 
     folder.mkdir(parents=True, exist_ok=True)
     config, network = dict(cast(Any, model).config), getattr(model, "network", None)
+    # By memory, not by name: a tied weight has two, and its second one would come back untied.
+    gone = {tensor.data_ptr() for name, tensor in model.state_dict().items() if name in without}
     tensors = {
         name: tensor.detach().to(dtype or tensor.dtype).contiguous().cpu()
         for name, tensor in model.state_dict().items()
-        if name not in without
+        if tensor.data_ptr() not in gone
     }
     if network is not None:  # transformers knows which of its own parameters share their memory
         with quiet():

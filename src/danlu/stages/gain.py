@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from danlu.core.config import Setting
+from danlu.core.errors import UserError
 from danlu.core.run import Run
 from danlu.data.loader import windows
 from danlu.evaluation import metrics
@@ -41,9 +42,12 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     """
     if prepared.labels == () or prepared.config is None or prepared.base.kind == "random":
         return
+    if not len(prepared.rows["validation"]):
+        say("not compared with random weights: there are no validation rows to choose a learning rate by")
+        return
     sizes = [count for count in LABELS if count < len(prepared.rows["train"])] + [len(prepared.rows["train"])]
     seeds = prepared.experiment.task.gain_seeds
-    trainings = len(sizes) * len(SIDES) * (1 + (SEEDS if seeds is None else seeds))
+    trainings = len(sizes) * len(SIDES) * (2 + (SEEDS if seeds is None else seeds))  # two rates are tried first
     per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
     seconds = sum(updates(prepared, count) for count in sizes) * trainings / len(sizes) * per_step
     if seeds is None and seconds > SECONDS:
@@ -53,7 +57,7 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
         )
         return
     seeds = SEEDS if seeds is None else seeds
-    if not seeds or not len(prepared.rows["validation"]):
+    if not seeds:
         return
     say(f"comparing with random weights at {', '.join(map(str, sizes))} labels, {seeds} seeds: about {clock(seconds)}")
     rows = [at(prepared, count, seeds, say) for count in sizes]
@@ -111,23 +115,36 @@ def accuracy(prepared: Prepared, side: str, count: int, rate: float, seed: int, 
     train, steps = prepared.rows["train"], updates(prepared, count)
     rows = train.take(balanced(train.targets, count, seed))
     training = replace(
-        prepared.experiment.training, seed=seed, learning_rate=rate, steps=steps, batch_size=batch_of(prepared, count)
+        prepared.experiment.training,
+        seed=seed,
+        learning_rate=rate,
+        learning_rates=None,
+        steps=steps,
+        batch_size=batch_of(prepared, count),
     )
     settings = prepared.settings | {"steps": Setting(steps, "the comparison")}
     base, config = prepared.base, prepared.config
-    if side == "random":
-        config = vision.load(base.folder, labels=prepared.labels, new_head=True, log=lambda _: None).config
+    experiment = replace(prepared.experiment, training=training)
+    if side == "random":  # nothing of it was learned, so nothing is frozen
+        model = experiment.model
+        config = vision.load(
+            base.folder, labels=prepared.labels, dropout=model.dropout, new_head=True, log=lambda _: None
+        ).config
         base = Base(base.name, Path(), "", "", "random")
+        experiment = replace(experiment, model=replace(model, freeze=()))
     small = replace(
         prepared,
-        experiment=replace(prepared.experiment, training=training),
+        experiment=experiment,
         settings=settings,
         base=base,
         config=config,
         rows={**prepared.rows, "train": rows},
     )
     built = build(small, lambda _: None)
-    fit(built.state, steps)
+    try:
+        fit(built.state, steps)
+    except UserError:  # it diverged: a rate that is too high for this side
+        return 0.0
     opened = images.Opened(
         Run(Path()), built.model.eval(), prepared.processor, "image-classification", prepared.labels, torch.float32
     )

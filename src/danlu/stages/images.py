@@ -23,9 +23,11 @@ from danlu.evaluation import baselines, metrics
 from danlu.evaluation.compare import compare
 from danlu.experiment import Asked, Experiment
 from danlu.models import vision
+from danlu.models.options import ModelOptions
 from danlu.models.pretrained import Base, read_json, resolve
 from danlu.stages.load import sealed
 from danlu.stages.prepare import (
+    KEPT,
     LEARNED,
     PARTS,
     Open,
@@ -47,6 +49,8 @@ BATCH = 64
 """Images in one forward pass where nothing is learned; fixed, so that a figure never depends on a setting of training."""
 SHOWN = 8
 """Images side by side in a grid of samples."""
+MOST_ALIKE = 10
+"""Fewer held-out images than this have no spread that a generator could be compared with."""
 RATES = {"vit": 5e-4, "danlu_gan": 2e-4}
 """Adam's rate from random weights, where it is not 1e-3 (Kingma and Ba 2015): Dosovitskiy et al. 2021, Radford et al. 2016."""
 
@@ -57,14 +61,16 @@ RATES = {"vit": 5e-4, "danlu_gan": 2e-4}
 class Images:
     """Rows with an image: what `part` splits. pictures: of each source in the order they were read."""
 
-    def __init__(self, processor: Processor, bad_rows: str, labelled: bool) -> None:
-        self.processor, self.bad_rows, self.labelled = processor, bad_rows, labelled
+    def __init__(self, processor: Processor, bad_rows: str, labelled: bool, kept: bool) -> None:
+        """kept: the first source has gone through the processor already, so nothing is cut off again."""
+        self.processor, self.bad_rows, self.labelled, self.kept = processor, bad_rows, labelled, kept
         self.pictures: list[Pictures] = []
         self.said = ""
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         """Every row decoded; equal pixels are an equal key."""
-        pictures, rejected = Pictures.read(source, self.processor, bad_rows=self.bad_rows)
+        processor = replace(self.processor, resize="squash") if self.kept and not self.pictures else self.processor
+        pictures, rejected = Pictures.read(source, processor, bad_rows=self.bad_rows)
         account = Account()
         for each in rejected:
             account.add(each.reason, each.place)
@@ -94,11 +100,18 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     sources = sources_of(asked, data)
     base = start(experiment.model.model, say)
     Augment.check(experiment.task.augment)
+    if experiment.task.gain_seeds == 1:
+        raise UserError("gain_seeds=1: one seed has no interval", "give 2 or more, or 0 for no comparison")
+    if experiment.task.gain_seeds and base.kind == "random":
+        raise UserError(
+            f"gain_seeds={experiment.task.gain_seeds}, but {base.name} starts from random weights", "leave it out"
+        )
     processor = stored(base, options.image_size)
     seen = survey(sources["data"])
     if processor is None:
         processor = Processor.of(seen, size=options.image_size, scale="symmetric" if task == "gan" else "unit")
-    material = Images(processor, options.bad_rows, task == "image-classification")
+    kept = "data" in asked.settings and asked.settings["data"].origin == KEPT
+    material = Images(processor, options.bad_rows, task == "image-classification", kept)
     dropped = Account()
     parts = part(material, sources, experiment, dropped, say)
     labels = check_labels(parts, sources) if material.labelled else ()
@@ -108,11 +121,16 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     rows = {name: material.rows(items, labels, processor) for name, items in parts.items()}
     if not len(rows["train"]):
         raise UserError("nothing to learn: no usable image", "look at `danlu preflight`")
-    config = described(base, experiment, processor, labels)
+    config = described(base, asked, processor, labels)
     side = (processor.size, f"{base.name} sees images of that size") if base.kind != "random" else usual_size(seen)
     everything, findings = derive(asked, base, config, side, len(rows["train"]), len(rows["validation"]))
     findings |= shared_findings(sources, parts, sum(map(len, rows.values())), dropped, labels)
     findings["notes"] += seen.notes
+    before = learned_before(base)
+    if known := sum(fingerprint(item.key) in before for item in parts["test"]):
+        findings["notes"].append(
+            f"warning: {known} of the {len(parts['test'])} test images were learned from by {base.name}, so the figures flatter the model"
+        )
     findings["images"] = {
         "size": processor.size,
         "channels": processor.channels,
@@ -163,9 +181,16 @@ def stored(base: Base, size: int | None) -> Processor | None:
     return processor
 
 
-def described(base: Base, experiment: Experiment, processor: Processor, labels: Sequence[str]) -> dict[str, Any]:
+def learned_before(base: Base) -> frozenset[str]:
+    """Fingerprints of the images that the run behind these weights learned from."""
+    run = run_behind(base)
+    path = run.path / "data" / LEARNED if run else None
+    return frozenset(path.read_text("utf-8").split()) if path and path.is_file() else frozenset()
+
+
+def described(base: Base, asked: Asked, processor: Processor, labels: Sequence[str]) -> dict[str, Any]:
     """The config.json of the network: of the weights there are, or of random ones as asked."""
-    options, task = experiment.model, experiment.task.task
+    options, task = asked.experiment.model, asked.experiment.task.task
     if base.kind != "random":
         config = read_json(base.folder / "config.json")
         kind = {"autoencoder": "danlu_autoencoder", "gan": "danlu_gan"}.get(task)
@@ -177,8 +202,15 @@ def described(base: Base, experiment: Experiment, processor: Processor, labels: 
             raise UserError(
                 f"{base.name} was fine-tuned to classify: half of the {task} is gone", "start from the run it came from"
             )
-        if options.hidden or options.code:
-            raise UserError(f"hidden= and code= describe random weights, but {base.name} has weights", "leave them out")
+        for key in ("hidden", "code", "activation", "convolutional"):
+            if key in asked.settings and getattr(options, key) != getattr(ModelOptions(), key):
+                raise UserError(f"{key}= describes random weights, but {base.name} has weights", "leave it out")
+        for key, found in (("num_channels", processor.channels), ("image_size", processor.size)):
+            if config.get(key, found) != found and (key == "num_channels" or config.get("model_type") != "resnet"):
+                raise UserError(
+                    f"{base.folder}: preprocessor_config.json gives {key} {found}, config.json says {config[key]}",
+                    "both must be of one model: copy or fetch it again",
+                )
         return config
     generative = base.name if base.name in ("autoencoder", "gan") else None
     if (task in ("autoencoder", "gan") or generative) and generative != task:
@@ -220,12 +252,20 @@ def derive(
     return opened.settings, {"learning_rate": rates} if before else {}
 
 
+def run_behind(base: Base) -> Run | None:
+    """The run that made these weights."""
+    if base.kind == "checkpoint":
+        return Run(Path(base.name).expanduser().parent.parent)  # RUN/checkpoints/step-…
+    found = find_run(Path(base.name).expanduser()) if base.kind == "run" else None
+    return Run(found) if found else None
+
+
 def rate_before(base: Base) -> tuple[float | None, str | None]:
     """The peak learning rate of the run that made these weights, and its optimizer."""
-    run = find_run(base.name) if base.kind == "run" else Path(base.name).parent.parent  # RUN/checkpoints/step-…
-    if base.kind not in ("run", "checkpoint") or run is None:
+    run = run_behind(base)
+    if run is None:
         return None, None
-    used = Run(run).read("experiment.json")["used"]
+    used = run.read("experiment.json")["used"]
     return float(used["learning_rate"]["value"]), str(used["optimizer"]["value"])
 
 
@@ -281,7 +321,9 @@ class Samples:
 
     def __call__(self, state: State, step: Step) -> None:
         if state.step == 1 or state.step % self.every == 0 or state.step == self.until:
-            images = grid_of(self.model, self.prepared.rows["validation"], self.prepared.experiment.task.noise)
+            rows = self.prepared.rows["validation"]
+            rows = rows if len(rows) else self.prepared.rows["train"]
+            images = grid_of(self.model, rows, self.prepared.experiment.task.noise)
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             (folder / f"step-{state.step:08d}.png").write_bytes(png(tiled(images)))
@@ -380,7 +422,8 @@ def open_final(run: Run) -> Opened:
 def probabilities(opened: Opened, rows: Pictures) -> np.ndarray:
     """Softmax of the logits, float32 [rows, labels]."""
     device, found = next(opened.model.parameters()).device, []
-    for batch in rows.batches(range(len(rows)), BATCH):
+    for start in range(0, len(rows), BATCH):
+        batch = rows.batch(range(start, min(start + BATCH, len(rows))))
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
             logits = opened.model.logits(opened.model(batch.inputs.to(device)))
         found.append(logits.float().softmax(-1).cpu().numpy())
@@ -389,8 +432,12 @@ def probabilities(opened: Opened, rows: Pictures) -> np.ndarray:
 
 def squares(opened: Opened, rows: Pictures) -> np.ndarray:
     """Summed squared error of each image and its reconstruction, [rows]."""
-    batches = rows.batches(range(len(rows)), BATCH)
-    return measure(opened.model, Autoencoding(opened.model).measures, batches, opened.precision)["loss"][0].numpy()
+    task = Autoencoding(opened.model)
+    found = []
+    for start in range(0, len(rows), BATCH):
+        batch = rows.batch(range(start, min(start + BATCH, len(rows))))
+        found.append(measure(opened.model, task.measures, [batch], opened.precision)["loss"][0].numpy())
+    return np.concatenate(found)
 
 
 def predict(
@@ -398,6 +445,14 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Answers for images. A generator takes none: it writes `count` new ones as a grid to `out`; an autoencoder writes
     originals over reconstructions there."""
+    task = run.read("run.json")["task"]
+    if (seed or count != 64) and task != "gan":
+        raise UserError(
+            f"count= and seed= are for images that a GAN makes, and {run.path} is of {task}", "leave them out"
+        )
+    if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
+        there = "is there already" if Path(out).exists() else "lies in a folder that is not there"
+        raise UserError(f"out={out} {there}", "name a new file, such as out=new.png")
     opened = open_final(run)
     if opened.task == "gan":
         if inputs or data is not None:
@@ -442,10 +497,16 @@ def evaluate(run: Run, data: Any, say: Say, label: str | None = None) -> dict[st
     """Figures of a finished run on its own test images, or on `data`."""
     opened = open_final(run)
     own, labelled = data is None, opened.task == "image-classification"
-    source = read_images(
-        run.path / "data" / "test.npz" if own else data, labelled=labelled, label=None if own else label
-    )
-    rows, rejected = Pictures.read(source, opened.processor)
+    if label is not None and (own or not labelled):
+        raise UserError(f"label={label}, but no labels of a file are read here", "leave it out, or give data=FILE")
+    if own and not (run.path / "data" / "test.npz").is_file():
+        raise UserError(f"{run.path} kept no test rows", "give data=")
+    used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
+    columns = {} if own else {"image": used["image"], "label": label or used["label"]}
+    source = read_images(run.path / "data" / "test.npz" if own else data, labelled=labelled, **columns)
+    # What the run kept has gone through its processor already: of that size, nothing is cut off again.
+    processor = replace(opened.processor, resize="squash") if own else opened.processor
+    rows, rejected = Pictures.read(source, processor)
     if labelled:
         taught = {row.number: str(row.values["label"]) for row in source.rows}
         if alien := sorted(set(taught.values()) - set(opened.labels)):
@@ -484,6 +545,8 @@ def closeness(opened: Opened, rows: Pictures, draws: int = 5, width: int = 64) -
     def flat(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1).astype(np.float32) / 255
 
+    if len(rows) < MOST_ALIKE:
+        return {"metrics": {}, "rows": len(rows), "level": 0.95}
     real = flat(rows.chosen)
     look = PCA(min(width, *real.shape), svd_solver="randomized", random_state=0).fit(real)
     seen = look.transform(real)
@@ -501,11 +564,12 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     opened, rows = open_final(run), prepared.rows["test"]
     say(f"testing on {len(rows)} images that were neither learned from nor chosen by")
     result, found = figures(opened, rows)
-    train = prepared.rows["train"].chosen
+    order = np.random.default_rng(0).permutation(len(prepared.rows["train"]))[: baselines.PIXEL_ROWS]
+    sample = prepared.rows["train"].take(np.sort(order))
     if opened.task == "autoencoder":
         each = rows.pixels[0].size
         result["baselines"] = []
-        for name, errors in baselines.reconstructions(train, rows.chosen, opened.model.config["code"]).items():
+        for name, errors in baselines.reconstructions(sample.chosen, rows.chosen, opened.model.config["code"]).items():
             report = metrics.reconstruction_report(errors, each)
             comparison = compare(
                 metrics.mean,
@@ -521,16 +585,15 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     elif opened.task == "image-classification":
         if prepared.experiment.task.baselines:
             say("baselines on the same split: majority class, most similar training images")
-            result["baselines"] = beside(prepared, train, rows, found)
+            result["baselines"] = beside(prepared, sample, rows, found)
         result["examples"] = right_and_wrong(rows, found, opened.labels)
     return {"split": "test", **result}
 
 
-def beside(prepared: Prepared, train: np.ndarray, rows: Pictures, chances: np.ndarray) -> list[dict[str, Any]]:
+def beside(prepared: Prepared, sample: Pictures, rows: Pictures, chances: np.ndarray) -> list[dict[str, Any]]:
     """Baselines on the same split, each compared with the model row by row."""
-    taught, labels = prepared.rows["train"].targets, prepared.labels
-    result = []
-    for each in baselines.pixels(train, taught, rows.chosen, len(labels)):
+    labels, result = prepared.labels, []
+    for each in baselines.pixels(sample.chosen, sample.targets, rows.chosen, len(labels)):
         report = metrics.classification_report(rows.targets, each.predicted, each.probabilities, labels)
         comparison = compare(
             metrics.accuracy,

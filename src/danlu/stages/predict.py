@@ -185,6 +185,8 @@ class Speaker:
 
 def chat(run: Run, say: Callable[[str], None] = print, ask: Callable[[str], str] = input, **settings: Any) -> None:
     """A conversation in the terminal, streamed; an empty line or Ctrl-D ends it."""
+    if run.read("run.json")["task"] in IMAGE_TASKS:
+        raise UserError(f"{run.path} is of images, it does not chat", f"danlu predict {run.path} IMAGE")
     opened = open_final(run)
     if opened.labels:
         raise UserError(f"{run.path} sorts texts into classes, it does not chat", f"danlu predict {run.path} 'a text'")

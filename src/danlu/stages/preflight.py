@@ -122,7 +122,8 @@ def expectation(expected: dict[str, float], steps: int, validate_every: int) -> 
     if expected["disk_bytes"] > machine.here_free:
         return [line, "warning: that is more disk than there is; give out= on another disk"]
     if expected["memory_bytes"] > machine.memory_total:
-        return [line, "warning: that is more memory than there is; lower micro_batch_tokens, or use method=lora"]
+        fix = "lower batch_size or image_size" if unit == "images" else "lower micro_batch_tokens, or use method=lora"
+        return [line, f"warning: that is more memory than there is; {fix}"]
     return [line]
 
 

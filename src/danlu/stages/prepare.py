@@ -558,6 +558,8 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+KEPT = "rows handed over in Python, kept with the run"
+"""The origin of `data=` where it names them."""
 LEARNED = "learned.txt"
 """In a run's data/: the fingerprints of its training rows, so that an evaluation notices rows that were learned from."""
 

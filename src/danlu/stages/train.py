@@ -30,7 +30,7 @@ from danlu.models import pretrained
 from danlu.stages import evaluate, gain, images, preflight, report
 from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
 from danlu.stages.load import seal
-from danlu.stages.prepare import LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare, read_as
+from danlu.stages.prepare import KEPT, LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare, read_as
 from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
 from danlu.training.fit import State, Step, fit
@@ -87,15 +87,16 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
         elif not isinstance(error, Interrupted):
             with contextlib.suppress(UserError):  # on a full disk not even this can be written
                 run.update(status="failed")
+        if isinstance(error, SafetensorError):  # how safetensors reports a disk that is full
+            raise UserError(
+                f"{run.path} could not be written ({error})", f"make room, then: danlu resume {run.path}"
+            ) from error
         if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(
                 f"{error.filename or run.path} could not be written ({error.strerror})",
                 f"make room, then: danlu resume {run.path}",
             ) from error
         raise
-
-
-KEPT = "rows handed over in Python, kept with the run"
 
 
 def begin(run: Run, prepared: Prepared, data: Any) -> None:

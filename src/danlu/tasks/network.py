@@ -15,6 +15,14 @@ class NetworkTask:
 
     def __init__(self, model: Any, /, **learners: Learner | None) -> None:
         self.model = model
+        # Frozen layers keep their running statistics too, unless nobody learns and all are frozen.
+        self.still = [
+            module
+            for module in model.modules()
+            if next(module.buffers(recurse=False), None) is not None
+            and not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            and next(module.parameters(recurse=False), None) is not None
+        ]
         self.by_name = {name: learner for name, learner in learners.items() if learner is not None}
 
     def learners(self) -> dict[str, Learner]:
@@ -22,6 +30,8 @@ class NetworkTask:
 
     def begin(self, window: Sequence[Batch], learner: str, rng: torch.Generator) -> None:
         self.model.train()
+        for module in self.still:
+            module.eval()
 
     def end(self, learner: str) -> None:
         pass
