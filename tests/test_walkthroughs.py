@@ -10,7 +10,6 @@ one that was measured. `<!-- fails with 2 -->` before a block says how it ends.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -190,10 +189,8 @@ def test_games_are_made_from_the_sections_as_their_readme_says(tmp_path: Path) -
     shutil.copy(data / "sections.jsonl", tmp_path)
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=60)
     assert (tmp_path / "games.jsonl").read_bytes() == (data / "games.jsonl").read_bytes()
-    assert Counter(json.loads(line)["label"] for line in (data / "games.jsonl").open(encoding="utf-8")) == {
-        "yes": 300,
-        "no": 300,
-    }
+    labels = re.findall(r'"label": "(\w+)"', (data / "games.jsonl").read_text("utf-8"))
+    assert Counter(labels) == {"yes": 300, "no": 300}
 
 
 # ----------------------------------------------------------------------------------------------------------- the harness

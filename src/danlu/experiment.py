@@ -119,6 +119,8 @@ def check_read(asked: Asked) -> None:
     task = asked.experiment.task.task
     readers = {key: field.metadata["tasks"] for _, key, field, _ in config.leaves(Experiment)}
     for key, setting in asked.settings.items():
+        if key in ("data", "validation", "test", "model", "hidden") and setting.value in ("", ()):
+            raise UserError(f"{key}= is empty ({setting.origin})", "give a value, or leave it out")
         if readers[key] and task not in readers[key]:
             raise UserError(
                 f"{key}: found {setting.value!r} ({setting.origin}), which {task} does not read",

@@ -294,7 +294,7 @@ def test_python_data_that_is_none():
     assert "found int" in error_of(5).message
     assert "found a row that is a list" in error_of([[]]).message
     assert "image is str" in error_of({"image": "a.jpg", "label": [1]}).message
-    assert "row 1 (nowhere.png): cannot be read" in error_of([{"image": "nowhere.png", "label": 1}]).message
+    assert "row 1 (nowhere.png): there is no such file" in error_of([{"image": "nowhere.png", "label": 1}]).message
 
 
 def test_objects_in_an_npz_are_never_unpickled(tmp_path):

@@ -187,3 +187,30 @@ def test_bad_input_is_one_error(danlu, digits, tmp_path, words, message):
     assert result.code == 2 and message in result.err, result.err
     assert "fix:" in result.err and "Traceback" not in result.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_would_be_lost_or_hidden_is_refused(pretrain, danlu, digits, tmp_path):
+    """An existing file in the way of out=, labels that are not the model's, a checkpoint whose start was changed."""
+    pretrain("mlp", "hidden=8", "steps=2", "validate_every=1", out="m")
+    pretrain("autoencoder", "steps=1", out="ae")
+    with np.load(digits) as found:
+        Image.fromarray(found["images"][0]).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    refused = danlu("predict", "ae", "a.png", "out=a.png")
+    assert refused.code == 2 and "is there already" in refused.err and (tmp_path / "a.png").read_bytes() == before
+    assert danlu("predict", "ae", "a.png", "out=nowhere/b.png").code == 2
+    facts = json.loads((tmp_path / "m" / "run.json").read_text())
+    (tmp_path / "m" / "run.json").write_text(json.dumps({**facts, "labels": facts["labels"][::-1]}))
+    wrong = danlu("predict", "m", "a.png")
+    assert wrong.code == 2 and "run.json has the labels 9, 8" in wrong.err
+    (tmp_path / "m" / "run.json").write_text(json.dumps(facts))
+    start = f"{tmp_path}/m/checkpoints/step-00000001"
+    assert danlu("preflight", "image-classification", f"model={start}", f"data={digits}").code == 0
+    (tmp_path / "m" / "start" / "config.json").write_text((tmp_path / "ae" / "model" / "config.json").read_text())
+    assert danlu("preflight", "image-classification", f"model={start}", f"data={digits}").code == 2
+
+
+def test_test_rows_that_were_pretrained_on_are_told(pretrain, danlu, digits):
+    pretrain("mlp", "hidden=8", "steps=1", "seed=0", out="m")
+    said = danlu("preflight", "image-classification", "model=m", f"data={digits}", "seed=1").out
+    assert "test images were learned from by m, so the figures flatter the model" in said

@@ -97,6 +97,8 @@ def verify(path: Path) -> str | None:
     """None when every file of the manifest is there and has its SHA-256, else what is wrong."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        if missing := {"state.json", "weights.safetensors"} - manifest["files"].keys():
+            return f"{MANIFEST} does not name {min(missing)}"
         for name, expected in manifest["files"].items():
             if "/" in name or not (path / name).is_file():
                 return f"{name} is missing"

@@ -181,6 +181,8 @@ def _folder(root: Path, labelled: bool) -> _Found:
             place = f"{found.name}/{relative}"
             if path.name[0] == ".":
                 found.hidden.append(Rejected(place, "hidden"))
+            elif any("\udc80" <= letter <= "\udcff" for letter in str(relative)):
+                found.refused.append((ascii(place), "a name that is not UTF-8"))
             elif path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(whole)):
                 found.refused.append((place, f"a link to {path.readlink()}, which is not followed"))
             elif path.is_dir():
@@ -215,6 +217,11 @@ def _npz(path: Path, labelled: bool, image: str | None, label: str | None) -> _F
             raise UserError(f"{path.name}: a zip without arrays, expected an .npz", "unpack it, and name the folder")
         chosen = _chosen(path.name, names, labelled, image, label)
         values = {key: read_array(file, name, path.name) for key, name in chosen.items()}
+    if values["image"].dtype.kind not in "buif":  # text would be read as paths, to anywhere
+        raise UserError(
+            f"{path.name}: array {chosen['image']!r} holds {values['image'].dtype}, expected pixels",
+            "save them as uint8",
+        )
     rows = _rows(values, path.name, f"{path.name} row ")
     return _Found(path.name, f"npz, {chosen['image']}: {_taken(values['image'], rows)}", rows, digest)
 
@@ -232,7 +239,7 @@ def read_array(file: IO[bytes], name: str, place: str) -> np.ndarray:
             first = np.lib.format.read_magic(stream) == (1, 0)
             header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(stream)
-        declared, free = math.prod(shape) * dtype.itemsize, machine().memory_available
+        declared, free = math.prod(shape) * max(1, dtype.itemsize), machine().memory_available
         if dtype.hasobject:
             raise UserError(
                 f"{place}: array {name!r} holds Python objects, expected numbers; they would have to be unpickled",
@@ -267,7 +274,8 @@ def _parquet(path: Path, labelled: bool, image: str | None, label: str | None) -
     # Only a path: the file did not come along.
     values["image"] = [None if isinstance(each, str) else each for each in values["image"]]
     rows = _rows(values, path.name, f"{path.name} record ")
-    classes = features.get(chosen.get("label", ""), {}).get("names") or ()
+    named = features.get(chosen.get("label", ""), {}).get("names")
+    classes = named if isinstance(named, list) and all(isinstance(each, str) for each in named) else ()
     return _Found(path.name, f"Parquet, column {chosen['image']!r}", rows, source.sha256, classes=classes)
 
 
@@ -399,6 +407,9 @@ def _opened(value: Any, place: str) -> Iterator[PIL.Image.Image]:
             if isinstance(value, Image.Image):
                 image = value
             elif isinstance(value, (str, os.PathLike, io.BytesIO)):
+                if not isinstance(value, io.BytesIO) and not Path(value).is_file():
+                    there = "no regular file" if Path(value).exists() else "there is no such file"
+                    raise UserError(f"{place}: {there}", "name an image file")
                 image = Image.open(value, formats=FORMATS)
             else:
                 image = Image.fromarray(as_pixels(np.asarray(value), place))

@@ -42,7 +42,11 @@ class DataOptions:
         tasks=TEXT_TASKS,
     )
     image_size: int | None = option(
-        None, "side of the square images the network sees; derived from the model or the data", low=8, tasks=IMAGE_TASKS
+        None,
+        "side of the square images the network sees; derived from the model or the data",
+        low=8,
+        high=1024,
+        tasks=IMAGE_TASKS,
     )
     data_licence: str | None = option(None, "the licence of the data, for the model card")
     bad_rows: str = option(

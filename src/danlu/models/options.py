@@ -37,13 +37,21 @@ class ModelOptions:
         None, "a file with a Jinja chat template; derived from the checkpoint", tasks=("chat",)
     )
     hidden: tuple[int, ...] | None = option(
-        None, "from random weights: widths of the hidden layers (mlp, plain autoencoder)", low=1, tasks=IMAGE_TASKS
+        None,
+        "from random weights: widths of the hidden layers (mlp, plain autoencoder)",
+        low=1,
+        high=65_536,
+        tasks=IMAGE_TASKS,
     )
     activation: str = option(
         "relu", "mlp: what stands between its layers", choices=("relu", "sigmoid", "tanh", "gelu"), tasks=IMAGE_TASKS
     )
     code: int | None = option(
-        None, "width of an autoencoder's code, or of the noise a generator starts from", low=1, tasks=IMAGE_TASKS[1:]
+        None,
+        "width of an autoencoder's code, or of the noise a generator starts from",
+        low=1,
+        high=65_536,
+        tasks=IMAGE_TASKS[1:],
     )
     convolutional: bool = option(
         True, "autoencoder: convolutions, or fully connected layers (hidden=)", tasks=("autoencoder",)

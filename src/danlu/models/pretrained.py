@@ -167,7 +167,9 @@ def _checkpoint(name: str, path: Path, log: Log) -> Base:
             f"model={name}: {start} is missing, which says what the weights belong to",
             "name the run itself once it is finished",
         )
-    target = cache_folder() / "models" / f"checkpoint-{sha256(path / checkpoint.MANIFEST)[:16]}-{CONVERTER}"
+    parts = "".join(f"{sha256(file)}  {file.name}\n" for file in [path / checkpoint.MANIFEST, *sorted(start.iterdir())])
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    target = cache_folder() / "models" / f"checkpoint-{digest[:16]}-{CONVERTER}"
 
     def fill(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -501,6 +503,8 @@ def read_weights(
                         wrong.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
                     else:
                         tensor = file.get_tensor(raw)
+                        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+                            wrong.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
                         state[name] = tensor.to(dtype or tensor.dtype, copy=True)
             except SafetensorError as error:
                 raise UserError(

@@ -117,6 +117,7 @@ class Strict(BaseModel):
             return given
         for name, value in given.items():
             if name not in cls.model_fields and name not in cls.without and name not in cls.no_effect:
+                name = ascii(name)[1:-1][:64]  # it may be megabytes long, and hold what no answer can
                 raise _wrong("unknown_parameter", name, f"unknown field; {nearest(name, cls.model_fields)}")
             if value is not None and value not in cls.without.get(name, (value,)):
                 expected = " or ".join(["nothing", *map(json.dumps, cls.without[name])])
@@ -186,7 +187,7 @@ class Generation(Strict):
     repetition_penalty: float = Field(Sampling.repetition_penalty, ge=0.01, le=100)
     seed: int = Field(Sampling.seed, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[Text, Field(min_length=1)]],
+        list[Annotated[Text, Field(min_length=1, max_length=1000)]],
         Field(max_length=4),
         BeforeValidator(_listed, json_schema_input_type=str | list[str]),
     ] = []

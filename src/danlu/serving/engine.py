@@ -116,7 +116,12 @@ class _Stream:
             self.text = self.text[: min(ends)]
             raise _StopSequence
         if not self.text.endswith("\ufffd"):
-            begun = (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+            begun = (
+                n
+                for stop in self.stops
+                for n in range(1, min(len(stop), len(self.text) + 1))
+                if self.text.endswith(stop[:n])
+            )
             self.show(self.text[: len(self.text) - max(begun, default=0)])
 
     def show(self, text: str) -> str:

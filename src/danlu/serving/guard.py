@@ -93,7 +93,9 @@ class Guard:
             await (await failure(None, error))(scope, receive, send)
 
     def know(self, headers: dict[bytes, bytes]) -> None:
-        """Raises RequestError for somebody who may not ask."""
+        """Raises RequestError for somebody who may not ask, or whose request two readers would cut differently."""
+        if {b"content-length", b"transfer-encoding"} <= headers.keys():
+            raise RequestError(400, "found Content-Length and Transfer-Encoding, expected one of the two")
         if self.hosts is not None:
             host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
             if _parts(f"//{host}")[0] not in self.hosts:

@@ -13,6 +13,7 @@ import torch
 
 from danlu.core import device
 from danlu.core.config import Setting
+from danlu.core.errors import UserError
 from danlu.core.types import Batch, Learner
 from danlu.data.loader import Loader
 from danlu.stages import images
@@ -79,6 +80,11 @@ def task_of(prepared: Prepared, model: Any) -> Any:
 
     def learner(part: str = "") -> Learner:
         mine = {name: parameter for name, parameter in trained.items() if name.startswith(part)}
+        if not mine:
+            raise UserError(
+                f"freeze={','.join(prepared.experiment.model.freeze)} leaves nothing of {part[:-1]} to train",
+                "freeze less",
+            )
         return Learner(
             parameters=mine,
             optimizer=optimizer.optimizer(mine, options, float(options.learning_rate or 0)),

@@ -24,7 +24,7 @@ from danlu.evaluation.compare import compare
 from danlu.experiment import Asked, Experiment
 from danlu.models import vision
 from danlu.models.options import ModelOptions
-from danlu.models.pretrained import Base, read_json, resolve
+from danlu.models.pretrained import Base, labels_of, read_json, resolve
 from danlu.stages.load import sealed
 from danlu.stages.prepare import (
     KEPT,
@@ -412,8 +412,13 @@ def open_final(run: Run) -> Opened:
     torch.set_num_threads(int(used["threads"]["value"] or 1))
     labels = tuple(facts.get("labels") or ())
     with reading(run.model):
-        model = vision.load(run.model, labels=labels or None, log=lambda _: None)
+        model = vision.load(run.model, log=lambda _: None)
         processor = Processor.load(run.model)
+    if (found := tuple(labels_of(model.config) or ())) != labels:
+        raise UserError(
+            f"{run.path}: run.json has the labels {', '.join(labels)}, the model {', '.join(found)}",
+            "restore the folder from a copy of the run",
+        )
     model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return Opened(run, model, processor, facts["task"], labels, getattr(torch, used["precision"]["value"]))
 
@@ -482,8 +487,8 @@ def predict(
 @torch.inference_mode()
 def generated(opened: Opened, count: int, seed: int) -> np.ndarray:
     """New images: uint8 [count, channels, side, side]."""
-    if count < 1:
-        raise UserError(f"count={count}, expected at least 1", "count=64")
+    if not 1 <= count <= 10_000:
+        raise UserError(f"count={count}, expected 1 to 10,000", "count=64")
     device, rng = next(opened.model.parameters()).device, torch.Generator().manual_seed(seed)
     codes = torch.randn(count, opened.model.config["code"], generator=rng)
     made = [opened.model.generator(piece.to(device)).float() for piece in codes.split(BATCH)]

@@ -41,4 +41,4 @@ class TrainingOptions:
     validation_rows: int | None = option(None, "largest number of validation rows looked at each time", low=1)
     patience: int | None = option(3, "stop after so many validations without a better loss; none never stops", low=1)
     seed: int = option(0, "of everything random", low=0, high=2**63 - 1)
-    threads: int | None = option(None, "CPU threads; derived from the machine", low=1)
+    threads: int | None = option(None, "CPU threads; derived from the machine", low=1, high=1024)
