@@ -82,20 +82,17 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        again = f"make room, then: danlu resume {run.path}"
         if new and not run.has("metrics.jsonl"):
             shutil.rmtree(run.path, ignore_errors=True)
+            again = "make room, then give the command again"
         elif not isinstance(error, Interrupted):
             with contextlib.suppress(UserError):  # on a full disk not even this can be written
                 run.update(status="failed")
         if isinstance(error, SafetensorError):  # how safetensors reports a disk that is full
-            raise UserError(
-                f"{run.path} could not be written ({error})", f"make room, then: danlu resume {run.path}"
-            ) from error
+            raise UserError(f"{run.path} could not be written ({error})", again) from error
         if isinstance(error, OSError) and error.errno in FULL:
-            raise UserError(
-                f"{error.filename or run.path} could not be written ({error.strerror})",
-                f"make room, then: danlu resume {run.path}",
-            ) from error
+            raise UserError(f"{error.filename or run.path} could not be written ({error.strerror})", again) from error
         raise
 
 
