@@ -133,7 +133,8 @@ def resolve(name: str, log: Log = print, also: Sequence[str] = ()) -> Base:
         raise UserError(
             f"model={name}: neither a folder nor a .gguf file", "give the folder that holds config.json and the weights"
         )
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not name.endswith(".gguf"):
+    hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not name.endswith(".gguf")
+    if hub and not path.parent.is_dir():  # runs/mine is meant for a run
         return _hub(name, log)
     raise UserError(
         f"model={name}: no such model, run, folder or file",
