@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
@@ -113,6 +114,17 @@ def test_help_imports_nothing_heavy() -> None:
         "pandas",
         "tensorboard",
     }
+
+
+def test_help_is_quick() -> None:
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    pairs = [(seconds(""), seconds(HELP)) for _ in range(7)]  # in turns: the machine's other work meets both alike
+    empty, help_ = (min(times) for times in zip(*pairs, strict=True))
+    assert help_ < 15 * empty, f"--help takes {help_:.3f} s, an empty Python {empty:.3f} s"
 
 
 # ----------------------------------------------------------------------------------------------------------- documents

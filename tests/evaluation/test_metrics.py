@@ -190,3 +190,17 @@ def test_a_label_the_model_does_not_know():
 def test_answer_report():
     found = m.answer_report(["Paris", "Rome"], ["Paris", "Madrid"])
     assert found["metrics"]["exact_match"]["value"] == 0.5 and found["rows"] == 2
+
+
+def test_few_rows_widen_an_interval_that_agreeing_seeds_would_narrow():
+    """Five seeds that agree on nine rows say little of other rows; on nine hundred such rows they say much."""
+    from danlu.evaluation.metrics import over_seeds, over_seeds_and_rows
+
+    rows = np.array([1.0, 1, 0, 0, 0, -1, 0, 1, 0])
+    few, many = (over_seeds_and_rows(np.tile(rows, (5, count))) for count in (1, 100))
+    alone = over_seeds(np.tile(rows, (5, 1)).mean(1))
+    assert alone.low == pytest.approx(alone.high), "seeds alone see no doubt at all"
+    assert few.value == many.value == pytest.approx(rows.mean())
+    assert few.low < 0 < few.high and 0 < many.low < many.value < many.high
+    apart = over_seeds_and_rows(np.repeat([[0.0], [1.0], [0.0], [1.0]], 1000, axis=1))
+    assert apart.low < 0.2 and apart.high > 0.8, "and many rows do not make seeds agree"

@@ -206,6 +206,7 @@ def unfinished(folder: Path, **facts: Any) -> None:
     ("settings", "environment", "message", "fix"),
     [
         (["host=0.0.0.0"], None, "others can reach host=0.0.0.0, and there is no key", "export DANLU_KEY="),
+        (["host=127.0.0.2"], None, "others can reach host=127.0.0.2, and there is no key", "export DANLU_KEY="),
         (["host=::"], None, "others can reach host=::, and there is no key", "host=127.0.0.1"),
         (["host="], None, "host= is not an address", "host=127.0.0.1"),
         (["key="], None, "the key is empty", "letters"),

@@ -81,11 +81,11 @@ def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
     rates = sorted({used, images.rate_before(prepared.base)[0] or 10 * used})
     chosen, found = {}, {}
     for side in SIDES:
-        tried = {rate: accuracy(prepared, side, count, rate, 0, "validation") for rate in rates}
+        tried = {rate: right(prepared, side, count, rate, 0, "validation").mean() for rate in rates}
         chosen[side] = max(tried, key=lambda rate: (tried[rate], -rate))
-        found[side] = np.array([accuracy(prepared, side, count, chosen[side], seed, "test") for seed in range(seeds)])
-    row = {side: metrics.over_seeds(found[side]).json() for side in SIDES}
-    gap = metrics.over_seeds(found["pretrained"] - found["random"])
+        found[side] = np.array([right(prepared, side, count, chosen[side], seed, "test") for seed in range(seeds)])
+    row = {side: metrics.over_seeds_and_rows(found[side]).json() for side in SIDES}
+    gap = metrics.over_seeds_and_rows(found["pretrained"] - found["random"])
     points = f"{100 * abs(gap.value):.1f} points of accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
     if gap.low > 0 or gap.high < 0:
         verdict = f"pretrained weights {'gain' if gap.value > 0 else 'lose'} {points} against random ones"
@@ -93,7 +93,7 @@ def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
         verdict = (
             f"no clear difference: pretrained weights are {points} {'above' if gap.value >= 0 else 'below'} random ones"
         )
-    verdict = f"with {count:,} labels {verdict}, {seeds} seeds"
+    verdict = f"with {count:,} labels {verdict}, {seeds} seeds on {len(prepared.rows['test'])} test rows"
     say(verdict)
     return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": verdict}
 
@@ -110,8 +110,8 @@ def batch_of(prepared: Prepared, count: int) -> int:
     return max(2, min(number(prepared.experiment.training.batch_size), count // 4))
 
 
-def accuracy(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> float:
-    """Of one training, on `part`; nothing is written."""
+def right(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> np.ndarray:
+    """Whether one training gets each row of `part` right, [rows] as 0 and 1; nothing is written."""
     train, steps = prepared.rows["train"], updates(prepared, count)
     rows = train.take(balanced(train.targets, count, seed))
     training = replace(
@@ -144,12 +144,13 @@ def accuracy(prepared: Prepared, side: str, count: int, rate: float, seed: int, 
     try:
         fit(built.state, steps)
     except UserError:  # it diverged: a rate that is too high for this side
-        return 0.0
+        return np.zeros(len(prepared.rows[part]))
     opened = images.Opened(
         Run(Path()), built.model.eval(), prepared.processor, "image-classification", prepared.labels, torch.float32
     )
     held = prepared.rows[part]
-    return float((images.probabilities(opened, held).argmax(1) == held.targets).mean())
+    found: np.ndarray = images.probabilities(opened, held).argmax(1) == held.targets
+    return found.astype(np.float64)
 
 
 def balanced(targets: Sequence[int], count: int, seed: int) -> list[int]:

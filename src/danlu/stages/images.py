@@ -460,7 +460,7 @@ def predict(
         raise UserError(f"out={out} {there}", "name a new file, such as out=new.png")
     opened = open_final(run)
     if opened.task == "gan":
-        if inputs or data is not None:
+        if inputs is not None or data is not None:
             raise UserError(f"{run.path} makes images, it takes none", f"danlu predict {run.path} out=new.png count=64")
         if out is None:
             raise UserError("expected out=FILE.png for the generated images", f"danlu predict {run.path} out=new.png")
@@ -469,7 +469,7 @@ def predict(
         padded = np.concatenate([made, np.full((-count % columns, *made.shape[1:]), 255, np.uint8)])
         Path(out).write_bytes(png(tiled(padded.reshape(-1, columns, *made.shape[1:]))))
         return [{"input": f"{count} draws of noise, seed {seed}", "answer": out}]
-    asked = list(inputs or [])
+    asked = list(one_or_more(inputs))
     if data is not None:
         asked = [row.values["image"] for row in read_images(data, labelled=False).rows]
     if not asked:
@@ -482,6 +482,14 @@ def predict(
         rows = Pictures.of(pixels, range(len(pixels)), [-1] * len(pixels), opened.processor)
         Path(out).write_bytes(png(tiled(grid_of(opened.model, rows, 0.0))))
     return found
+
+
+def one_or_more(inputs: Any) -> Sequence[Any]:
+    """A path, or an array of one image, is one input; a list, or an array of several, is several."""
+    if inputs is None:
+        return ()
+    one = isinstance(inputs, (str, Path, bytes)) or getattr(inputs, "ndim", None) == 2
+    return (inputs,) if one else inputs
 
 
 @torch.inference_mode()

@@ -47,7 +47,8 @@ def predict(
 
         return images.predict(run, inputs, data, **settings)
     opened = open_final(run)
-    asked = list(inputs) if inputs is not None else inputs_of(opened, read(data), text)
+    given = [inputs] if isinstance(inputs, str) else inputs
+    asked = list(given) if given is not None else inputs_of(opened, read(data), text)
     if not asked:
         raise UserError("nothing to answer", "give texts, or data=FILE")
     if opened.labels:

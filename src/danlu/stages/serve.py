@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import json
 import os
 import shlex
@@ -54,7 +53,7 @@ def serve(
 
     allowed = Limits(**limits)
     family, place = find(host, port)
-    alone = ipaddress.ip_address(place[0].partition("%")[0]).is_loopback
+    alone = place[0] in ("127.0.0.1", "::1")
     key = checked(os.environ.get(KEY) if key is None else key, alone, host)
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower(), place[0]}) if alone else None
     with listen(family, place, host) as listener:
