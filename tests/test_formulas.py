@@ -1282,6 +1282,41 @@ def quantile(values: Iterable[float], q: float) -> float:
     return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
 
 
+def test_wilson_interval() -> None:
+    """Also the other way round: the shares from which what was found lies no more than z deviations away."""
+    z = 1.959963984540054
+    for hits, rows in ((0, 20), (1, 29), (81, 263), (24, 24)):
+        found = metrics.proportion(hits, rows)
+        middle, half = hits + z**2 / 2, z * math.sqrt(hits * (rows - hits) / rows + z**2 / 4)
+        same(
+            [found.value, found.low, found.high],
+            [hits / rows, (middle - half) / (rows + z**2), (middle + half) / (rows + z**2)],
+        )
+        for edge in {found.low, found.high} - {found.value}:
+            assert abs(hits / rows - edge) == pytest.approx(z * math.sqrt(edge * (1 - edge) / rows))
+    wald = z * math.sqrt(0.9 * 0.1 / 20)
+    unlike([metrics.proportion(18, 20).low, metrics.proportion(18, 20).high], [0.9 - wald, 0.9 + wald])
+
+
+def test_interval_of_an_auc() -> None:
+    rng, z = np.random.default_rng(0), 1.959963984540054
+    true = np.arange(40) < 15
+    score = rng.normal(size=40) + 1.5 * true
+    value, found = metrics.auc(true, score), metrics.auc_interval(true, score)
+    more = 40 / 2 - 1
+
+    def variance(t: float) -> float:
+        return t * (1 - t) / (15 * 25) * (1 + more * (1 - t) / (2 - t) + more * t / (1 + t))
+
+    same(found.value, value)
+    for edge in (found.low, found.high):
+        assert abs(value - edge) == pytest.approx(z * math.sqrt(variance(edge)), abs=1e-4)
+    half = z * math.sqrt(variance(value))
+    unlike([found.low, found.high], [value - half, value + half])
+    apart = metrics.auc_interval(true, true)
+    assert apart.high == 1 and 0.8 < apart.low < 0.95 and variance(1.0) == 0
+
+
 def test_bootstrap_interval() -> None:
     rng = np.random.default_rng(0)
     true = rng.integers(3, size=60)
@@ -1291,8 +1326,16 @@ def test_bootstrap_interval() -> None:
     wanted = sum(true == guess) / 60, quantile(again, 0.025), quantile(again, 0.975)
     found = metrics.interval(metrics.accuracy, true, guess, seed=4)
     same([found.value, found.low, found.high], wanted)
-    (found,) = metrics.intervals(lambda *sides: metrics.accuracy(*sides)[..., None], true, guess, seed=4)
-    same([found.value, found.low, found.high], wanted)
+    pseudo = np.random.default_rng([4, 3])
+    kind, step = 62 * pseudo.random((1000, 60)), pseudo.integers(1, 3, (1000, 60))
+    again = []
+    for chosen, kinds, steps in zip(draws, kind, step, strict=True):
+        right = 0
+        for i, one, further in zip(chosen, kinds, steps, strict=True):
+            right += true[i] == (true[i] if one < 1 else (true[i] + further) % 3 if one < 2 else guess[i])
+        again.append(right / 60)
+    (found,) = metrics.intervals(lambda *sides: metrics.accuracy(*sides)[..., None], true, guess, 3, seed=4)
+    same([found.value, found.low, found.high], (wanted[0], quantile(again, 0.025), quantile(again, 0.975)))
     assert (draws.min(), draws.max()) == (0, 59)
     assert np.allclose(np.bincount(draws.ravel()) / 1000, 1, atol=0.16)  # every row as likely: five deviations
     assert np.mean([len({*chosen}) for chosen in draws]) == pytest.approx(60 * (1 - (59 / 60) ** 60), rel=0.01)

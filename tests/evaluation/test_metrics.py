@@ -79,6 +79,69 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.90 <= held / 300 <= 0.98
 
 
+def held(truth, draw, times=200):
+    """How often an interval of a new draw holds the truth."""
+    found = [draw(seed) for seed in range(times)]
+    return sum(one.low <= truth <= one.high for one in found) / times
+
+
+@pytest.mark.parametrize("rows", [12, 24, 200])
+def test_the_interval_of_a_share_holds_it_about_as_often_as_it_says(rows):
+    """Computed over all counts, not drawn: 95 % on average over shares from 0.01 to 0.99, and nowhere far below."""
+    from scipy.stats import binom
+
+    found = [m.proportion(hits, rows) for hits in range(rows + 1)]
+    covered = []
+    for share in np.linspace(0.01, 0.99, 99):
+        hold = [one.low <= share <= one.high for one in found]
+        covered.append(binom.pmf(np.arange(rows + 1)[hold], rows, share).sum())
+    assert 0.94 <= np.mean(covered) <= 0.965 and min(covered) > 0.83
+
+
+def test_the_interval_of_a_share_is_that_of_the_tables():
+    for hits, rows, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        found = m.proportion(hits, rows)  # Newcombe 1998, table I, method 3
+        assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert m.proportion(24, 24).high == 1 and m.proportion(24, 24).low == pytest.approx(0.8620, abs=5e-5)
+    assert m.proportion(0, 0) == m.Interval(0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("classes", "rows", "right"), [(2, 24, 0.97), (2, 24, 0.9), (10, 60, 0.95), (3, 300, 0.8)])
+def test_the_interval_of_averages_holds_the_truth_where_hardly_anything_is_wrong(classes, rows, right):
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        true = rng.integers(classes, size=rows)
+        wrong = (true + rng.integers(1, classes, rows)) % classes
+        guess = np.where(rng.random(rows) < right, true, wrong)
+        statistic = lambda t, p: m.f1(t, p, classes)[..., None]  # noqa: E731
+        return m.intervals(statistic, true, guess, classes, resamples=400, seed=seed)[0]
+
+    assert 0.91 <= held(right, draw) <= 1  # classes alike: macro F1 is the accuracy
+
+
+@pytest.mark.parametrize(("rows", "truth"), [(24, 0.98), (24, 0.8), (120, 0.9)])
+def test_the_interval_of_an_auc_holds_the_truth_where_hardly_anything_is_wrong(rows, truth):
+    from scipy.special import ndtri
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        true = np.arange(rows) < rows // 2
+        return m.auc_interval(true, rng.normal(size=rows) + math.sqrt(2) * ndtri(truth) * true)
+
+    assert 0.91 <= held(truth, draw) <= 1
+
+
+def test_nothing_collapses_where_all_is_right_or_all_is_wrong():
+    true = np.arange(24) % 2
+    found = m.classification_report(true, true, np.eye(2)[true], ["no", "yes"])
+    figures = [one for name, one in found["metrics"].items() if name not in ("log_loss", "brier")]
+    figures += [row[name] for row in found["per_class"].values() for name in ("precision", "recall", "f1")]
+    assert all(one["value"] == one["high"] == 1 and 0.7 < one["low"] < 0.95 for one in figures)
+    answers = m.answer_report(["no"] * 12, ["yes"] * 12)["metrics"]
+    assert all(answers[name]["value"] == answers[name]["low"] == 0 for name in ("exact_match", "token_f1", "rouge_l"))
+    assert all(0.1 < answers[name]["high"] < 0.35 for name in ("exact_match", "token_f1", "rouge_l"))
+
+
 def test_interval_is_reproducible_and_the_same_one_by_one():
     values = np.random.default_rng(0).random(50)
     assert m.interval(m.mean, values, seed=3) == m.interval(m.mean, values, seed=3)
@@ -179,7 +242,7 @@ def test_binary_report_has_an_auc_only_where_both_labels_occur():
         == 0.75
     )
     alone = m.classification_report(np.zeros(4, int), np.zeros(4, int), chances, ["no", "yes"])["metrics"]
-    assert "auc" not in alone and alone["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert "auc" not in alone and alone["accuracy"] == alone["recall_weighted"] == m.proportion(4, 4).json()
 
 
 def test_a_label_the_model_does_not_know():

@@ -56,23 +56,27 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
     batched: bool = True,
+    pseudo: Sequence[float] = (),
 ) -> Interval:
     """The statistic of the rows with its percentile bootstrap interval (Efron 1979), rows drawn with replacement.
 
     arrays: each `[rows]` (or `[rows, …]`); the same rows are drawn from all of them.
     statistic: arrays `[..., rows]` -> `[...]`. With `batched=False` it is called once a resample with `[rows]` arrays,
         for a statistic that cannot take leading axes.
+    pseudo: rows that are drawn like the others but do not count in the value: the least and the largest score give the mean of
+        scores with bounds an interval of some width where all rows score alike, as in `intervals`.
 
     Resamples in which the statistic is undefined (NaN: an AUC without a positive row) are left out. The percentile interval is
-    too narrow on few rows and has no width where every row scores alike: read it with the number of rows beside it.
+    too narrow on few rows and without `pseudo` has no width where every row scores alike: read it with the number of rows beside
+    it. A share of independent rows has `proportion`, an AUC `auc_interval`.
     """
     columns = [np.asarray(array) for array in arrays]
     rows = _common_rows(columns)
     value = np.asarray(statistic(*columns), dtype=np.float64)
     if value.ndim:
         raise TypeError(f"a statistic of [rows] must be one number, found shape {value.shape}; see `intervals`")
-    draws = np.empty(resamples)
-    for start, chosen in resampled_rows(rows, resamples, seed):
+    draws, columns = np.empty(resamples), [np.concatenate([column, pseudo]) if pseudo else column for column in columns]
+    for start, chosen in resampled_rows(rows, resamples, seed, len(pseudo)):
         if batched:
             draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
         else:
@@ -82,25 +86,54 @@ def interval(
 
 
 def intervals(
-    statistic: Callable[..., Array], *arrays: ArrayLike, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    statistic: Callable[..., Array],
+    true: ArrayLike,
+    predicted: ArrayLike,
+    classes: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> list[Interval]:
-    """`interval` for a statistic with several numbers, `[..., rows] -> [..., numbers]`: one interval each, from the same draws."""
-    columns = [np.asarray(array) for array in arrays]
-    rows = _common_rows(columns)
-    values = np.asarray(statistic(*columns), dtype=np.float64)
-    draws = np.empty((resamples, len(values)))
+    """Several figures of a classifier, `statistic(true, predicted)` of `[..., rows] -> [..., numbers]`: one interval each, from the same draws.
+
+    A bootstrap with two rows more than there are: of rows + 2 drawn ones, one was right and one was wrong, the label at random (the
+    pseudo-rows of Agresti and Coull 1998, here in the draws). So the interval of a model without a mistake has a width, about 3 / rows;
+    over many rows the two do not count. tests/evaluation/test_metrics.py measures how often it holds the truth.
+    """
+    truth, guess = np.asarray(true), np.asarray(predicted)
+    rows, values = _common_rows([truth, guess]), np.asarray(statistic(truth, guess), dtype=np.float64)
+    draws, rng = np.empty((resamples, len(values))), np.random.default_rng([seed, classes])
     for start, chosen in resampled_rows(rows, resamples, seed):
-        draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
+        drawn, kind = truth[chosen], (rows + 2) * rng.random(chosen.shape)
+        wrong = (drawn + rng.integers(1, max(classes, 2), chosen.shape)) % classes
+        draws[start : start + len(chosen)] = statistic(
+            drawn, np.where(kind < 1, drawn, np.where(kind < 2, wrong, guess[chosen]))
+        )
     low, high = quantiles(draws, level)
     return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)]
 
 
-def resampled_rows(rows: int, resamples: int, seed: int) -> Iterator[tuple[int, Array]]:
-    """(first resample, row numbers [some resamples, rows]), in pieces that bound the memory."""
+def proportion(hits: float, rows: float, level: float = 0.95) -> Interval:
+    """A share of independent rows, `hits / rows`, with the score interval of Wilson (1927): of some width also at 0 and at 1.
+
+    Of no rows the share counts as 0, and the interval is from 0 to 1: nothing is known.
+    """
+    from scipy.special import ndtri
+
+    z2 = float(ndtri((1 + level) / 2)) ** 2
+    share = hits / rows if rows else 0.0
+    middle, half = hits + z2 / 2, math.sqrt(z2 * (hits * (1 - share) + z2 / 4))
+    low, high = ((middle + edge) / (rows + z2) for edge in (-half, half))
+    return Interval(share, min(max(low, 0.0), share), max(min(high, 1.0), share))
+
+
+def resampled_rows(rows: int, resamples: int, seed: int, pseudo: int = 0) -> Iterator[tuple[int, Array]]:
+    """(first resample, row numbers [some resamples, rows]) out of rows + pseudo, in pieces that bound the memory."""
     rng = np.random.default_rng(seed)
     piece = max(1, _CELLS // rows)
     for start in range(0, resamples, piece):
-        yield start, rng.integers(rows, size=(min(piece, resamples - start), rows))
+        yield start, rng.integers(rows + pseudo, size=(min(piece, resamples - start), rows))
 
 
 def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -221,6 +254,22 @@ def auc(true: ArrayLike, score: ArrayLike) -> Any:
     pairs = positives * (positive.shape[-1] - positives)
     above = (ranks * positive).sum(-1) - positives * (positives + 1) / 2
     return np.where(pairs == 0, np.nan, above / np.maximum(pairs, 1))[()]
+
+
+def auc_interval(true: ArrayLike, score: ArrayLike, level: float = 0.95) -> Interval:
+    """`auc` of [rows] with the score interval of Newcombe (2006, method 5), of some width also at 0 and at 1.
+
+    All t with (auc - t)^2 <= z^2 v(t), where Hanley and McNeil's variance of m positive and n negative rows is made symmetric:
+    v(t) = t (1 - t) (1 + N (1 - t) / (2 - t) + N t / (1 + t)) / (m n), N = (m + n) / 2 - 1.
+    """
+    from scipy.special import ndtri
+
+    value, positives = float(auc(true, score)), int(np.asarray(true).astype(bool).sum())
+    negatives, t = len(np.asarray(true)) - positives, np.linspace(0, 1, 20_001)
+    more = (positives + negatives) / 2 - 1
+    spread = t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / (positives * negatives)
+    within = t[(value - t) ** 2 <= float(ndtri((1 + level) / 2)) ** 2 * spread]
+    return Interval(value, min(value, *within[:1]), max(value, *within[-1:]))
 
 
 # --- how far off ------------------------------------------------------------------------------------------------------
@@ -395,7 +444,8 @@ def classification_report(
     """Everything about a classifier on one split: `rows`, `level`, `metrics`, `per_class`, `confusion`, ready for JSON.
 
     true, predicted: int [rows], numbers of `labels`; probabilities: [rows, classes] or None.
-    Every metric is {"value", "low", "high"}. `auc` is there for two labels of which both occur (the second is the positive one);
+    Every metric is {"value", "low", "high"}: shares of rows by `proportion`, averages over classes by `intervals`, `auc` by
+    `auc_interval`, the others by `interval`. `auc` is there for two labels of which both occur (the second is the positive one);
     `log_loss` (nats) and `brier` (mean squared error of the probabilities, summed over classes, 0 to 2) with probabilities.
     """
     truth, guess = np.asarray(true, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
@@ -407,44 +457,53 @@ def classification_report(
                 "the data and the model must have the same labels",
             )
     how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
-    names = ["accuracy", "f1_micro"]
-    names += [f"{score}_{average}" for average in ("macro", "weighted") for score in ("precision", "recall", "f1")]
+    right = proportion(
+        float((truth == guess).sum()), len(truth), level
+    ).json()  # one label a row: micro F1 and weighted recall too
+    names = [f"{score}_{average}" for average in ("macro", "weighted") for score in ("precision", "recall", "f1")]
 
-    def overall(true: Array, predicted: Array) -> Array:
-        averages = [precision_recall_f1(true, predicted, classes, average) for average in ("macro", "weighted")]
-        right = accuracy(true, predicted)[..., None]  # one label a row: micro F1 is the accuracy
-        return np.concatenate([right, right, *averages], axis=-1)
+    def averages(true: Array, predicted: Array) -> Array:
+        both = [precision_recall_f1(true, predicted, classes, average) for average in ("macro", "weighted")]
+        return np.concatenate(both, axis=-1)
 
-    metrics = {name: found.json() for name, found in zip(names, intervals(overall, truth, guess, **how), strict=True)}
+    found = zip(names, intervals(averages, truth, guess, classes, **how), strict=True)
+    metrics = {
+        "accuracy": right,
+        "f1_micro": right,
+        **{name: one.json() for name, one in found},
+        "recall_weighted": right,
+    }
     if probabilities is not None:
         chances = np.asarray(probabilities, dtype=np.float64)
         if classes == 2 and 0 < truth.sum() < len(truth):
-            metrics["auc"] = interval(auc, truth, chances[:, 1], **how).json()
+            metrics["auc"] = auc_interval(truth, chances[:, 1], level).json()
         metrics["log_loss"] = interval(mean, log_losses(truth, chances), **how).json()
         metrics["brier"] = interval(mean, ((chances - np.eye(classes)[truth]) ** 2).sum(1), **how).json()
-
-    def each(true: Array, predicted: Array) -> Array:
-        return np.concatenate(per_class(true, predicted, classes), axis=-1)
-
-    found = intervals(each, truth, guess, **how)
-    matrix = confusion(truth, guess, classes)
     table = {
         label: {
-            "precision": found[k].json(),
-            "recall": found[classes + k].json(),
-            "f1": found[2 * classes + k].json(),
-            "rows": int(matrix[k].sum()),
-            "predicted": int(matrix[:, k].sum()),
+            "precision": proportion(hits, claimed, level).json(),
+            "recall": proportion(hits, real, level).json(),
+            "f1": _f1_of_class(hits, claimed + real - hits, level).json(),
+            "rows": real,
+            "predicted": claimed,
         }
-        for k, label in enumerate(labels)
+        for label, hits, claimed, real in zip(
+            labels, *(tally.tolist() for tally in tallies(truth, guess, classes)), strict=True
+        )
     }
     return {
         "rows": len(truth),
         "level": level,
         "metrics": metrics,
         "per_class": table,
-        "confusion": {"labels": list(labels), "matrix": matrix.tolist()},
+        "confusion": {"labels": list(labels), "matrix": confusion(truth, guess, classes).tolist()},
     }
+
+
+def _f1_of_class(hits: int, either: int, level: float) -> Interval:
+    """F1 is 2 J / (1 + J) of the share J of hits among the rows that are of the class or were taken for it, and so are its edges."""
+    share = proportion(hits, either, level)
+    return Interval(*(2 * edge / (1 + edge) for edge in (share.value, share.low, share.high)))
 
 
 def language_report(
@@ -481,9 +540,9 @@ def answer_report(
     """Written answers beside the expected ones: `exact_match`, `token_f1`, `rouge_l` and `character_error_rate`."""
     how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     metrics = {
-        "exact_match": interval(mean, exact_match(answers, expected), **how),
-        "token_f1": interval(mean, token_f1(answers, expected), **how),
-        "rouge_l": interval(mean, rouge_l(answers, expected), **how),
+        "exact_match": proportion(float(exact_match(answers, expected).sum()), len(answers), level),
+        "token_f1": interval(mean, token_f1(answers, expected), pseudo=(0.0, 1.0), **how),
+        "rouge_l": interval(mean, rouge_l(answers, expected), pseudo=(0.0, 1.0), **how),
         "character_error_rate": interval(ratio, *character_errors(answers, expected), **how),
     }
     return {"rows": len(answers), "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
