@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,16 @@ from danlu.core.errors import UserError
 from danlu.core.run import Run, create, delete, fresh_name, is_run, list_runs, open_run, write_text
 from danlu.stages import inspect
 
+
+FACTS: dict[str, Any] = {
+    "danlu": "0.1.0",
+    "recipe": "chat",
+    "task": "chat",
+    "labels": [],
+    "machine": {},
+    "lineage": {"model": {"name": "m", "sha256": None}, "data": []},
+}
+"""What a training writes into run.json."""
 
 HOLD = """
 import sys
@@ -56,7 +67,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
 
 
 def test_a_status_that_was_reached_stays(tmp_path: Path) -> None:
-    run = create(tmp_path / "mine", recipe="chat")
+    run = create(tmp_path / "mine", **FACTS)
     for status in ("failed", "finished"):
         run.update(status=status)
         assert run.status == status
@@ -69,7 +80,7 @@ def test_a_taken_place_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             create(path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    create(tmp_path / "run", recipe="chat")
+    create(tmp_path / "run", **FACTS)
     with pytest.raises(UserError, match="has become a run"):
         create(tmp_path / "run", recipe="other")
     assert Run(tmp_path / "run").read("run.json")["recipe"] == "chat"
@@ -150,7 +161,7 @@ def test_a_run_json_of_somebody_else_is_no_run(content: str, tmp_path: Path, mon
         with pytest.raises(UserError, match=r"run\.json is damaged, or not of a danlu run"):
             look("theirs")
     assert (place / "run.json").read_text("latin-1") == content
-    create(Path("runs/whole"), task="chat")
+    create(Path("runs/whole"), **FACTS)
     theirs, whole = inspect.runs()
     assert theirs["status"].startswith("broken: ") and whole["task"] == "chat"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -164,3 +165,36 @@ def test_a_rank_wider_than_every_layer(chatter: Path) -> None:
     with pytest.raises(UserError, match=r"rank=65: wider .* has 64"):
         adapter.add_lora(model, ModelOptions(rank=65), 0)
     adapter.add_lora(model, ModelOptions(rank=64), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "says"),
+    [
+        ("run.json", ("task",), None, "task is null, expected text"),
+        ("run.json", ("lineage", "data"), {}, r"lineage\.data is \{\}, expected a list"),
+        ("run.json", ("labels",), ["a", 7], r"labels\.1 is 7, expected text"),
+        ("experiment.json", ("used",), [], r"used is \[\], expected an object"),
+        ("experiment.json", ("used", "threads", "value"), -1, r"threads\.value is -1, expected a whole number from 1 to"),
+        ("experiment.json", ("used", "precision", "value"), "load", r"precision\.value is \"load\", expected 'float32' or"),
+        ("experiment.json", ("used", "bad_rows"), ..., r"used\.bad_rows is missing"),
+        ("data.json", ("splits",), {"train": "7"}, r"splits\.train is \"7\", expected a whole number"),
+        ("evaluation.json", ("metrics", "accuracy", "low"), "x", r"metrics\.accuracy\.low is \"x\", expected a number"),
+        ("final.json", ("sha256",), 5, "sha256 is 5, expected text"),
+        ("final.json", ("sha256",), ..., "sha256 is missing"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_missing_or_of_another_kind_is_named(text_run, danlu, name, keys, value, says):
+    run = text_run()
+    content = json.loads((run / name).read_text("utf-8"))
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place.pop(keys[-1]) if value is ... else place.update({keys[-1]: value})
+    (run / name).write_text(json.dumps(content), "utf-8")
+    readers = {"data.json": ("report",), "evaluation.json": ("runs compare", "report"), "final.json": ("predict",)}
+    for command in readers.get(name, ("predict", "evaluate", "resume")):
+        words = {"predict": ["a text"], "runs compare": [run]}.get(command, [])
+        result = danlu(*command.split(), run, *words)
+        assert result.code == 2, (command, result.err)
+        assert re.search(rf"{re.escape(str(run / name))}: \S*{says}", result.err), (command, result.err)
+    assert danlu("runs").code == 0

@@ -16,10 +16,61 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core.errors import UserError, nearest
+from danlu.core.types import IMAGE_TASKS
 
 
 FORMAT = 1
 HOME = Path("runs")
+
+_NUMBER, _TEXT, _SOME = (float, None), (str, None), (range(1, 10**15), None)
+_SETTINGS: dict[str, Any] = {
+    "task": str, "model": str, "bad_rows": ("error", "skip"), "optimizer": str, "learning_rate": _NUMBER, "steps": _SOME,
+    "threads": (range(1, 1025), None), "precision": ("float32", "bfloat16"), "label": _TEXT,
+}  # fmt: skip
+_OF_TEXTS = {"text": _TEXT, "system": _TEXT, "answers": range(10**15), "answer_tokens": _SOME[0], "max_tokens": _SOME}
+
+
+def _settings(used: Any) -> dict[str, Any]:
+    """What experiment.json holds of its settings, by the task."""
+    task = used.get("task") if isinstance(used, dict) else None
+    images = isinstance(task, dict) and task.get("value") in IMAGE_TASKS
+    kinds = _SETTINGS | ({"image": _TEXT} if images else _OF_TEXTS)
+    return {key: {"value": kind, "origin": str} for key, kind in kinds.items()} | {
+        "*": {"value": object, "origin": str}
+    }
+
+
+_FIGURE = dict.fromkeys(("value", "low", "high"), _NUMBER)
+_METRICS = {"*": _FIGURE}
+_LEFT_OUT = [{"reason": str, "count": int, "examples": [str]}]
+_COMPARED = {"metrics": _METRICS, "comparison?": {"verdict?": _TEXT}}
+HOLDS: dict[str, Any] = {
+    "run.json": {
+        **dict.fromkeys(("name", "status", "created", "danlu", "recipe", "task"), str), "labels": [str],
+        "machine": {"memory_bytes?": int}, "kept_rows_sha256?": str, "seconds?": _NUMBER,
+        "lineage": {
+            "model": {"name": str, "sha256": _TEXT, "licence?": _TEXT, "hub?": _TEXT, "kind?": str},
+            "data": [{"role": str, "name": str, "sha256": str, "licence?": _TEXT, "rows?": int, "format?": str}],
+        },
+    },
+    "experiment.json": {"recipe": str, "asked": dict, "used": _settings},
+    "data.json": {
+        "expected?": {"seconds_per_step": float}, "leaks?": int, "overfitting?": str, "notes?": [str],
+        "rows?": {"read": int, "kept": int, "dropped": _LEFT_OUT}, "splits?": {"*": int}, "truncated?": {"*": int},
+        "tokens?": {"train": int, "lengths?": {"median": float, "max": float, "histogram": [[float]]}},
+        "labels?": {"*": {"*": int}}, "images?": {"sizes": [list]}, "view?": [{"pieces": [list]}], "learning_rate?": dict,
+    },
+    "evaluation.json": {
+        "metrics": _METRICS, "rows?": int, "answered?": (int, None), "level?": float, "cut?": {"*": int},
+        "dropped?": _LEFT_OUT, "before?": _COMPARED, "baselines?": [_COMPARED], "examples?": [dict],
+        "per_class?": {"*": {"rows": int, "predicted": int, **dict.fromkeys(("precision", "recall", "f1"), _FIGURE)}},
+        "confusion?": {"labels": [str], "matrix": [[int]]},
+        "transfer?": {"rows": [{"labels": int, **dict.fromkeys(("pretrained", "random", "difference"), _FIGURE)}]},
+    },
+    "final.json": {"sha256": str},
+}  # fmt: skip
+"""What the stages read in a run's files: a type, several of which one must fit (None is null, a text or a range what it may be),
+[of each element], {of each key}, or a function of the value; `key?` may be missing, `*` stands for all keys that are not named."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +102,15 @@ class Run:
         """A JSON file of the run.
 
         Raises:
-            UserError: it is missing or broken.
+            UserError: it is missing or broken, or holds something else than `HOLDS` says; names the key.
         """
+        loaded = self._object(name)
+        if wrong := misplaced(loaded, HOLDS.get(name, dict)):
+            raise UserError(f"{self.path / name}: {wrong}", "restore it from a copy of the run")
+        return loaded
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, whatever it holds."""
         try:
             loaded = json.loads((self.path / name).read_text("utf-8"))
         except FileNotFoundError:
@@ -75,7 +133,7 @@ class Run:
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json."""
-        self.write("run.json", {**self.read("run.json"), **changes})
+        self.write("run.json", {**self._object("run.json"), **changes})
 
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -83,7 +141,7 @@ class Run:
     @property
     def status(self) -> str:
         """finished, failed, interrupted, or running; a run whose process is gone is interrupted, whatever it last wrote."""
-        status = str(self.read("run.json").get("status"))
+        status = str(self._object("run.json").get("status"))
         return "interrupted" if status == "running" and not self.locked() else status
 
     def locked(self) -> bool:
@@ -119,6 +177,46 @@ class Run:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+
+def misplaced(found: Any, expected: Any, key: str = "", partly: bool = False) -> str | None:
+    """The first value that is not as `HOLDS` describes: `labels.0 is 7, expected text`. partly: any key may be missing."""
+    if callable(expected) and not isinstance(expected, type):
+        expected = expected(found)
+    if isinstance(expected, dict) and isinstance(found, dict):
+        named = {name.removesuffix("?") for name in expected}
+        for name, kind in expected.items():
+            stem = name.removesuffix("?")
+            for each in found.keys() - named if name == "*" else [stem]:
+                if each not in found and name == stem and not partly:
+                    return f"{key}{each} is missing"
+                if each in found and (wrong := misplaced(found[each], kind, f"{key}{each}.", partly)):
+                    return wrong
+        return None
+    if isinstance(expected, list) and isinstance(found, list):
+        each_wrong = (misplaced(each, expected[0], f"{key}{place}.", partly) for place, each in enumerate(found))
+        return next(filter(None, each_wrong), None)
+    kinds = expected if isinstance(expected, tuple) else (expected,)
+    if any(_is(found, kind) for kind in kinds):
+        return None
+    return f"{key[:-1]} is {json.dumps(found)[:80]}, expected {' or '.join(map(_described, kinds))}"
+
+
+def _is(found: Any, kind: Any) -> bool:
+    if isinstance(kind, range):
+        return type(found) is int and found in kind
+    if isinstance(kind, type):
+        return kind in (type(found), object) or (kind is float and type(found) is int)
+    return bool(found == kind)
+
+
+def _described(kind: Any) -> str:
+    """What is expected, in words."""
+    if isinstance(kind, range):
+        return f"a whole number from {kind.start} to {kind.stop - 1:,}"
+    words: dict[Any, str] = {str: "text", float: "a number", int: "a whole number", None: "null"}
+    place = type(kind) if isinstance(kind, (dict, list)) else kind
+    return words.get(place, {dict: "an object", list: "a list"}.get(place, repr(place)))
 
 
 def create(path: Path, fill: Callable[[Run], None] = lambda _: None, **facts: Any) -> Run:
@@ -182,11 +280,8 @@ def open_run(name: str | Path) -> Run:
     path = find_run(name)
     if path is not None:
         run = Run(path)
-        if run.read("run.json").get("format") != FORMAT:
-            raise UserError(
-                f"{path} has run format {run.read('run.json').get('format')}, this danlu reads {FORMAT}",
-                "upgrade danlu",
-            )
+        if (found := run._object("run.json").get("format")) != FORMAT:
+            raise UserError(f"{path} has run format {found}, this danlu reads {FORMAT}", "upgrade danlu")
         return run
     known = nearby(name)
     hint = nearest(str(name), known) if known else "there are no runs under ./runs yet; `danlu finetune` makes one"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core.errors import UserError
-from danlu.core.run import Run, write_text
+from danlu.core.run import HOLDS, Run, misplaced, write_text
 from danlu.stages import card
 from danlu.stages.card import LOWER_IS_BETTER, NOT_SHARES, Json, count, figure, over, rests_on, title, with_interval
 from danlu.stages.plots import Series, finite, line_plot, number, smooth, ticks
@@ -45,7 +45,7 @@ def write(run: Path) -> Path:
     Any file of the run may be missing or cut off, as in an interrupted run: the page says so.
 
     Raises:
-        UserError: the folder holds none of a run's files, or cannot be written.
+        UserError: the folder holds none of a run's files, one of them holds something else than danlu wrote, or it cannot be written.
     """
     if not any((run / name).is_file() for name in FILES):
         raise UserError(
@@ -92,6 +92,8 @@ def _json(path: Path, broken: list[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         broken.append(f"{path.name} holds no JSON object")
         return {}
+    if wrong := misplaced(found, HOLDS[path.name], partly=True):
+        raise UserError(f"{path}: {wrong}", "restore it from a copy of the run")
     return found
 
 
