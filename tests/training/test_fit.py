@@ -22,14 +22,17 @@ from torch import Tensor, nn
 
 from danlu.core import checkpoint
 from danlu.core.errors import UserError
+from danlu.core.track import Tracker, read_lines
 from danlu.core.types import Documents, Learner, Position, Privacy
+from danlu.models.decoder import Decoder
 from danlu.models.options import ModelOptions
 from danlu.models.pretrained import load
+from danlu.models.vision import describe, from_config
 from danlu.surgery.adapter import add_lora
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
-from danlu.training.fit import State, Step, fit
-from danlu.training.hooks import restore, snapshot
+from danlu.training.fit import State, Step, averaged, fit, swap_averages
+from danlu.training.hooks import Best, Record, Validate, restore, restore_weights, snapshot
 from danlu.training.optimizer import optimizer, schedule
 from danlu.training.options import TrainingOptions
 
@@ -515,6 +518,20 @@ def test_schedules_rise_and_fall(kind: str, expected: list[float]) -> None:
     assert [factor(step) for step in range(12)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+def test_schedules_end_where_they_are_told(kind: str) -> None:
+    factor = schedule(kind, 12, 2 / 12, 0.25)
+    assert factor(1) == factor(2) == 1.0 and factor(12) == factor(99) == pytest.approx(0.25)
+    assert factor(11) > 0.25 and (kind != "wsd" or factor(10) == pytest.approx(1.0))
+
+
+def test_a_schedule_that_there_is_not_is_an_error_that_lists_them() -> None:
+    with pytest.raises(UserError, match="found 'cosinus', expected one of constant, linear, cosine, wsd"):
+        schedule("cosinus", 10, 0.1)
+    with pytest.raises(UserError, match=r"final_rate=0\.1: schedule=constant stays at its peak"):
+        schedule("constant", 10, 0.1, 0.1)
+
+
 def test_the_cosine_ends_at_a_tenth() -> None:
     factor = schedule("cosine", 10, 0.0)
     assert factor(0) == 1.0 and factor(5) == pytest.approx(0.55) and factor(10) == pytest.approx(0.1)
@@ -536,16 +553,119 @@ def test_vectors_do_not_decay() -> None:
     assert decay == {"0.weight": 0.3, "0.bias": 0.0, "3.weight": 0.3, "3.bias": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("kind", "momentum", "said"),
+    [("adamw", None, "adamw with momentum=0.9"), ("muon", 0.8, "muon with momentum=0.8"), ("sgd", 0.0, "momentum=0 ")],
+)
+def test_nesterov_without_momentum_to_look_along_is_an_error(kind: str, momentum: float | None, said: str) -> None:
+    options = TrainingOptions(optimizer=kind, momentum=momentum, nesterov=True)
+    with pytest.raises(UserError, match=said):
+        optimizer(dict(net(5, 5).named_parameters()), options, 0.1)
+
+
+def decoder() -> Decoder:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return Decoder(sizes | {"model_type": "llama", "vocab_size": 300, "tie_word_embeddings": False})
+
+
+def toy_documents(*lengths: int) -> list[Documents]:
+    """Of the decoder's 300 tokens."""
+    return documents([[token % 300 for token in row] for row in some_tokens(*lengths)])
+
+
+def by_muon(model: nn.Module) -> set[str]:
+    """The weights that Muon takes."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    built = optimizer(dict(model.named_parameters()), TrainingOptions(optimizer="muon", weight_decay=0.1), 0.01)
+    assert sorted(id(p) for group in built.param_groups for p in group["params"]) == sorted(names)
+    return {names[id(p)] for group in built.param_groups if "muon_momentum" in group for p in group["params"]}
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    projections = {f"self_attn.{name}_proj" for name in "qkvo"} | {
+        f"mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert by_muon(decoder()) == {f"model.layers.{layer}.{name}.weight" for layer in (0, 1) for name in projections}
+    size = {"channels": 1, "size": 28, "labels": ["a", "b"]}
+    assert by_muon(from_config(describe("mlp", hidden=(8, 6), **size))) == {"layers.0.weight", "layers.1.weight"}
+    assert by_muon(from_config(describe("resnet18", **size))) == set()  # kernels, norms and a head: all AdamW's
+
+
+@pytest.mark.parametrize("sides", [(24, 40), (40, 24), (32, 32)])
+def test_muon_is_torchs_own_up_to_its_bfloat16(sides: tuple[int, int]) -> None:
+    ours, theirs = (nn.Parameter(torch.ones(sides)) for _ in range(2))
+    mine = optimizer({"w": ours}, TrainingOptions(optimizer="muon", weight_decay=0.1), 0.1)
+    torchs = torch.optim.Muon([theirs], 0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        ours.grad = torch.randn(sides, generator=rng)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    start = torch.ones(sides) * (1 - 0.1 * 0.1) ** 10
+    assert distance({"w": ours.detach() - start}, {"w": theirs.detach() - start}) < 0.02
+
+
 def test_the_moving_average_follows_the_weights() -> None:
     model = net(5, 7, 5)
-    task = Regression(model, learner(model, ema=0.8))
+    task = Regression(model, learner(model, ema=0.3))
     seen: list[dict[str, Tensor]] = []
-    fit(State(task, stream(window([0, 1]), window([2]))), 5, [lambda *_: seen.append(weights(model))])
+    fit(State(task, stream(window([0, 1]), window([2]))), 7, [lambda *_: seen.append(weights(model))])
     expected = seen[0]
-    for each in seen[1:]:
-        expected = {name: 0.8 * value + 0.2 * each[name] for name, value in expected.items()}
+    for decay, each in zip([2 / 11, 3 / 12, 0.3, 0.3, 0.3, 0.3], seen[1:], strict=True):
+        expected = {name: decay * value + (1 - decay) * each[name] for name, value in expected.items()}
     assert distance(task.learners()["model"].average, expected) < 1e-12
     assert not equal(task.learners()["model"].average, weights(model))
+
+
+def test_the_moving_average_is_validated_and_kept_and_the_weights_learn_on(tmp_path: Path) -> None:
+    windows = [window([0, 1]), window([2, 3])]
+    plain = net(5, 7, 5)
+    fit(State(Regression(plain, learner(plain)), stream(*windows)), 12)
+
+    model = net(5, 7, 5)
+    task = Regression(model, learner(model, ema=0.99))
+    who, tracker, rows = task.learners()["model"], Tracker(tmp_path), window([4, 5], [6])
+
+    def measures(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"loss": (task.losses(batch, "model")["loss"], torch.ones(len(batch.rows)))}
+
+    @torch.no_grad()
+    def loss() -> float:
+        return sum(float(task.losses(batch, "model")["loss"].sum()) for batch in rows) / 3
+
+    hook = Validate(model, measures, rows, 4, 12, None, tracker, Best(), lambda _: None)
+    state = State(task, stream(*windows))
+    fit(state, 12, [hook])
+    tracker.close()
+    assert equal(weights(model), weights(plain))  # bit for bit as without an average
+    average = {name: value.clone() for name, value in who.average.items()}
+    with averaged(task.learners()):
+        assert equal(weights(model), average) and equal(who.average, weights(plain))
+        inside = loss()
+    assert equal(weights(model), weights(plain)) and equal(who.average, average)
+    found = [line["validation"]["loss"] for line in read_lines(tmp_path / "metrics.jsonl") if "validation" in line]
+    assert len(found) == 3 and found[-1] == pytest.approx(inside, rel=1e-12) != loss()
+
+    saved = checkpoint.save(tmp_path / "checkpoints", 12, *snapshot(state))
+    other = net(5, 7, 5, seed=3)
+    again = Regression(other, learner(other, ema=0.99))
+    restore_weights(State(again, stream(*windows)), saved)
+    swap_averages(again.learners())
+    assert equal(weights(other), average)
+
+
+def test_every_step_records_the_learning_rate_and_the_norm_before_clipping(tmp_path: Path) -> None:
+    model, tracker, (batch,) = decoder(), Tracker(tmp_path), toy_documents(20)
+    loss = F.cross_entropy(model.logits(model(batch.ids, batch.lengths)), batch.targets)
+    norm = float(torch.nn.utils.get_total_norm(torch.autograd.grad(loss, list(model.parameters()))))
+    who = learner(model, 0.5, schedule=schedule("linear", 4, 0.5), clip=norm / 3)
+    fit(State(Language(model, who), stream([batch])), 4, [Record(tracker, 1)])
+    tracker.close()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert lines[0]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.25, 0.5, 0.5, 0.25])
 
 
 def test_a_hook_ends_training_and_a_finished_state_is_left_alone() -> None:
@@ -634,7 +754,7 @@ class Moving(GAN):
         self.seen = state["seen"]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "muon"])
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_path: Path) -> None:
     windows = [window([0, 1], [2]), window([3, 4, 5]), window([6], [7, 8], [9]), window([10])]
 
@@ -655,6 +775,27 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_
         assert restore(state, saved)["step"] == stop
         tensors, content = everything(fit(state, 9))
         assert content == whole[1] and equal(tensors, whole[0])
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_language_model_resumed_under_muon_is_the_uninterrupted_one(precision: torch.dtype, tmp_path: Path) -> None:
+    windows = [toy_documents(9, 30, 17), toy_documents(12, 5)]
+
+    def fresh() -> State:
+        model = decoder()
+        named, options = dict(model.named_parameters()), TrainingOptions(optimizer="muon", weight_decay=0.1)
+        who = Learner(named, optimizer(named, options, 0.01), schedule("wsd", 20, 0.1), clip=1.0, ema=0.99)
+        return State(Language(model, who), stream(*windows), seed=5, precision=precision)
+
+    losses: list[float] = []
+    whole = fit(fresh(), 20, [lambda _, step: losses.append(step.updates["model"].loss)])
+    assert losses[-1] < 0.7 * losses[0]
+    saved = checkpoint.save(tmp_path, 10, *snapshot(fit(fresh(), 10)))
+    state = fresh()
+    restore(state, saved)
+    fit(state, 20)
+    left, right = snapshot(whole)[0], snapshot(state)[0]
+    assert all(equal(dict(left[file]), dict(right[file])) for file in ("weights", "optimizer", "average"))
 
 
 def test_splitting_fit_into_calls_changes_nothing() -> None:

@@ -11,8 +11,8 @@ from danlu.core.errors import UserError
 
 
 GROUPS = {
-    "embeddings": re.compile(r"(^|\.)(embed_tokens|embeddings)\."),
-    "head": re.compile(r"(^|\.)(lm_head|classifier|score|pooler|pre_classifier|classification_head)\."),
+    "embeddings": re.compile(r"(^|\.)(embed_tokens|embed_positions|embed_in|embeddings|word_embeddings|wte|wpe)\."),
+    "head": re.compile(r"(^|\.)(lm_head|embed_out|classifier|score|pooler|pre_classifier|classification_head)\."),
     "norms": re.compile(r"(norm|LayerNorm)[^.]*\.(weight|bias)$"),
 }
 LAYERS = re.compile(r"layers?\.(\d+)(?:-(\d+))?")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -154,9 +154,11 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:
+        made = state.step // learner.every
+        decay = min(learner.ema, (1 + made) / (10 + made))  # early weights are soon forgotten, however short the run
         for key, parameter in learner.parameters.items():
             average = learner.average.setdefault(key, parameter.detach().clone())
-            average.lerp_(parameter.detach(), 1 - learner.ema)
+            average.lerp_(parameter.detach(), 1 - decay)
     task.end(name)
     return Update(means, counts, loss, float(norm), max(group["lr"] for group in learner.optimizer.param_groups))
 
@@ -205,6 +207,24 @@ def only(name: str, learners: dict[str, Learner]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def swap_averages(learners: Mapping[str, Learner]) -> None:
+    """Exchange the weights and their moving averages in place; done twice, all is as before. Learners without an average stay."""
+    for learner in learners.values():
+        for key, average in learner.average.items():
+            parameter = learner.parameters[key]
+            parameter.data, learner.average[key] = average, parameter.data
+
+
+@contextlib.contextmanager
+def averaged(learners: Mapping[str, Learner]) -> Iterator[None]:
+    """Inside, the moving averages stand in for the weights."""
+    swap_averages(learners)
+    try:
+        yield
+    finally:
+        swap_averages(learners)
 
 
 def rank() -> int:

@@ -15,7 +15,7 @@ from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
-from danlu.training.fit import State, Step
+from danlu.training.fit import State, Step, averaged
 from danlu.training.optimizer import load_state_tensors, state_tensors
 
 
@@ -41,23 +41,25 @@ def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     """Put a checkpoint into a freshly built state; returns its JSON part, with what hooks added to it."""
     content = saved.state()
     restore_weights(state, saved)
-    optimizer, average = saved.tensors("optimizer"), saved.tensors("average")
+    optimizer = saved.tensors("optimizer")
     for name, learner in state.task.learners().items():
         load_state_tensors(learner, under(optimizer, name))
-        learner.average = {key: value.to(learner.parameters[key].device) for key, value in under(average, name).items()}
     torch.set_rng_state(saved.tensors("random")["torch"])
     state.step, state.position = content["step"], content["position"]
     return content
 
 
 def restore_weights(state: State, saved: Checkpoint) -> None:
-    """Only the weights and what the task remembers beside them, for example of the best step."""
-    weights = saved.tensors("weights")
+    """Only the weights, their averages and what the task remembers beside them, for example of the best step."""
+    weights, average = saved.tensors("weights"), saved.tensors("average")
     state.task.load_state_dict(saved.tensors("task"))
     with torch.no_grad():
         for name, learner in state.task.learners().items():
             for key, parameter in learner.parameters.items():
                 parameter.copy_(weights[f"{name}/{key}"])
+            learner.average = {
+                key: value.to(learner.parameters[key].device, copy=True) for key, value in under(average, name).items()
+            }
 
 
 def under(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -150,7 +152,8 @@ class Validate:
         last = state.step == self.until or not (state.stop or "interrupted").startswith("interrupted")
         if not self.batches or (state.step % self.every and not last):
             return
-        found = measure(self.model, self.measures, self.batches, state.precision)
+        with averaged(state.task.learners()):
+            found = measure(self.model, self.measures, self.batches, state.precision)
         means = {name: float(sums.sum() / counts.sum()) for name, (sums, counts) in found.items()}
         self.tracker.metrics(state.step, {"validation": means})
         if means["loss"] < self.best.loss:

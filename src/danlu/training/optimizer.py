@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from danlu.core.errors import UserError
+from danlu.core.errors import UserError, nearest
 from danlu.core.types import Learner
 from danlu.surgery.freeze import matches
 from danlu.training.options import TrainingOptions
@@ -16,22 +16,33 @@ from danlu.training.options import TrainingOptions
 def optimizer(
     parameters: Mapping[str, torch.nn.Parameter], options: TrainingOptions, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The optimizer over named parameters, one group per (learning rate, decay).
+    """The optimizer over named parameters, one group per (learning rate, decay, whether Muon takes it).
 
     Matrices decay, vectors (biases, norms) do not. `learning_rates` gives a layer group its own peak; the longest matching
-    pattern wins. Every group keeps its `peak`, which the schedule scales.
+    pattern wins. Every group keeps its `peak`, which the schedule scales. Muon takes the matrices that are neither of the
+    embeddings nor of the head (`surgery.freeze.GROUPS`); AdamW all else, the kernels of convolutions too.
 
     Raises:
-        UserError: a pattern of `learning_rates` matches no trained parameter.
+        UserError: a pattern of `learning_rates` matches no trained parameter, or `nesterov` stands with another optimizer than sgd with momentum.
     """
+    kind, momentum = options.optimizer, options.momentum
+    if momentum is None:
+        momentum = 0.95 if kind == "muon" else 0.9
+    if options.nesterov and (kind != "sgd" or momentum == 0):
+        raise UserError(
+            f"nesterov=true: optimizer={kind} with momentum={momentum:g} does not read it",
+            "leave it out, or set optimizer=sgd with a momentum above 0",
+        )
     patterns = sorted(options.learning_rates or {}, key=len, reverse=True)
     unused = set(patterns)
-    groups: dict[tuple[float, float], dict[str, torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
         found = next((pattern for pattern in patterns if matches(name, pattern)), None)
         unused.discard(found or "")
         peak = (options.learning_rates or {}).get(found or "", learning_rate)
-        groups.setdefault((peak, options.weight_decay if parameter.ndim >= 2 else 0.0), {})[name] = parameter
+        decay = options.weight_decay if parameter.ndim >= 2 else 0.0
+        hidden = parameter.ndim == 2 and not (matches(name, "embeddings") or matches(name, "head"))
+        groups.setdefault((peak, decay, kind == "muon" and hidden), {})[name] = parameter
     if unused:
         raise UserError(
             f"learning_rates: {min(unused)!r} matches none of the {len(parameters)} trained weights",
@@ -39,34 +50,85 @@ def optimizer(
         )
     described = [
         {"params": list(group.values()), "peak": peak, "lr": peak, "weight_decay": decay}
-        for (peak, decay), group in groups.items()
+        | ({"muon_momentum": momentum} if muon else {})
+        for (peak, decay, muon), group in groups.items()
     ]
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(described, momentum=options.momentum, fused=True)
-    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind(described, betas=(options.beta1, options.beta2), eps=options.epsilon, fused=True)
+    if kind == "sgd":
+        return torch.optim.SGD(described, momentum=momentum, nesterov=options.nesterov, fused=True)
+    forms: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
+    return forms[kind](described, betas=(options.beta1, options.beta2), eps=options.epsilon, fused=True)
 
 
-def schedule(kind: str, steps: int, warmup: float) -> Callable[[int], float]:
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan 2024) for the matrices of groups with a `muon_momentum`, AdamW for every other group.
+
+    What `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` computes: scaled to the usual length of AdamW's update, so that one
+    learning rate and one decay serve both (Liu et al. 2025). torch's own multiplies in bfloat16 wherever it runs, which on a
+    processor without instructions for it takes some fifty times as long; this one multiplies in the weights' own type.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update. The gradients that Muon has used are None afterwards, so that AdamW passes their weights by."""
+        for group in self.param_groups:
+            for weight in group["params"] if "muon_momentum" in group else ():
+                if weight.grad is None:
+                    continue
+                memory = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                memory.lerp_(weight.grad, 1 - group["muon_momentum"])
+                ahead = weight.grad.lerp(memory, group["muon_momentum"])  # Nesterov's
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(orthogonalised(ahead), alpha=-0.2 * group["lr"] * math.sqrt(max(weight.shape)))
+                weight.grad = None
+        super().step()
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """About `U V^T` of a matrix `U S V^T` [rows, columns]: five steps of Newton and Schulz's iteration, coefficients of Jordan 2024.
+
+    They bring every singular value above 0.002 of the norm to between 0.68 and 1.2.
+    """
+    upright = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if upright else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if upright else x
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "wsd": lambda done: min(1.0, (1 - done) / 0.2),
+}
+"""schedule -> (share done of what follows the warm-up -> height above the end, of the peak's)"""
+
+
+def schedule(kind: str, steps: int, warmup: float, final_rate: float | None = None) -> Callable[[int], float]:
     """step (from 0) -> factor on the peak learning rate.
 
-    A linear warm-up over `warmup * steps` updates whose first update already learns, then: `constant`; `linear` to 0; `cosine`
-    to a tenth (Loshchilov and Hutter 2017); `wsd`, constant until the last fifth and then linear to 0 (Hu et al. 2024).
+    A linear warm-up over `warmup * steps` updates whose first update already learns, then: `constant`; `linear`; `cosine`
+    (Loshchilov and Hutter 2017); `wsd`, constant until the last fifth and then linear (Hu et al. 2024).
+
+    final_rate: the factor at the end; None is 0, with `cosine` 0.1.
+
+    Raises:
+        UserError: there is no such schedule, or `constant` is to end elsewhere.
     """
+    if kind not in SHAPES:
+        raise UserError(f"schedule: found {kind!r}, expected one of {', '.join(SHAPES)}", nearest(kind, SHAPES))
+    if kind == "constant" and final_rate is not None:
+        raise UserError(f"final_rate={final_rate:g}: schedule=constant stays at its peak", "choose another schedule")
     rising = round(warmup * steps)
     falling = max(1, steps - rising)
+    end = final_rate if final_rate is not None else 0.1 if kind == "cosine" else 0.0
 
     def factor(step: int) -> float:
         if step < rising:
             return (step + 1) / rising
-        done = min(1.0, (step - rising) / falling)
-        if kind == "linear":
-            return 1 - done
-        if kind == "cosine":
-            return 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
-        if kind == "wsd":
-            return min(1.0, (1 - done) / 0.2)
-        return 1.0
+        return end + (1 - end) * SHAPES[kind](min(1.0, (step - rising) / falling))
 
     return factor
 

@@ -19,17 +19,28 @@ class TrainingOptions:
     micro_batch_tokens: int = option(
         2048, "tokens in one forward pass; changes memory and speed, never the gradient", low=8, tasks=TEXT_TASKS
     )
-    optimizer: str = option("adamw", "adamw, adam, or sgd (with momentum=)", choices=("adamw", "adam", "sgd"))
+    optimizer: str = option(
+        "adamw",
+        "adamw; adam; muon, for matrices inside the network, with adamw for the rest; or sgd (plain with momentum=0)",
+        choices=("adamw", "adam", "muon", "sgd"),
+    )
     learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)
     learning_rates: dict[str, float] | None = option(
         None, "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6", low=0.0
     )
-    momentum: float = option(0.9, "sgd: momentum", low=0.0, high=1.0)
+    momentum: float | None = option(None, "sgd and muon: momentum; 0.9 unless set, with muon 0.95", low=0.0, below=1.0)
+    nesterov: bool = option(False, "sgd: Nesterov's momentum; muon always has it")
     beta1: float = option(0.9, "adam: decay of the mean", low=0.0, below=1.0)
     beta2: float = option(0.999, "adam: decay of the squared mean", low=0.0, below=1.0)
     epsilon: float = option(1e-8, "adam: added to the denominator", low=0.0)
-    weight_decay: float = option(0.01, "adamw: decoupled decay of matrices; sgd and adam: L2 term", low=0.0)
+    weight_decay: float = option(0.01, "adamw and muon: decoupled decay of matrices; sgd and adam: L2 term", low=0.0)
+    ema: float | None = option(
+        None, "decay of a moving average of the weights, which is then what is validated and kept", low=0.0, below=1.0
+    )
     schedule: str = option("cosine", "learning rate after warm-up", choices=("cosine", "linear", "constant", "wsd"))
+    final_rate: float | None = option(
+        None, "share of the peak at which the schedule ends; 0 unless set, with cosine 0.1", low=0.0, high=1.0
+    )
     warmup: float = option(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
     clip: float = option(1.0, "largest L2 norm of the gradient; 0 leaves it alone", low=0.0)
     precision: str | None = option(
