@@ -194,15 +194,19 @@ def report(call: Call) -> None:
 
 
 def runs(call: Call) -> None:
-    from danlu.core.run import open_run
+    from danlu.core.run import HOME, open_run
     from danlu.stages import inspect
 
     call.take()
     verb, *names = call.words or ["list"]
-    if verb == "list" and not names:
+    if verb not in ("list", "compare", "delete") and not names:
+        verb, names = "list", [verb]
+    if verb == "list" and len(names) < 2:
+        columns = ("run", "status", "recipe", "model", "steps", "validation_loss", "created")
+        looked = f"in {Path(*names).absolute()}" + ("" if names else f" nor in {HOME.absolute()}")
+        nothing = f"no runs {looked}; `danlu runs FOLDER` looks elsewhere"
         call.output(
-            inspect.runs(),
-            lambda found: table(found, ("run", "status", "recipe", "model", "steps", "validation_loss", "created")),
+            inspect.runs(Path(names[0]) if names else None), lambda found: table(found, columns) if found else nothing
         )
     elif verb == "compare" and len(names) == 2:
         call.output(inspect.compare_runs(open_run(names[0]), open_run(names[1])), compared)
@@ -211,7 +215,7 @@ def runs(call: Call) -> None:
         call.output({"deleted": removed}, lambda found: "\n".join(f"deleted {path}" for path in found["deleted"]))
     else:
         raise UserError(
-            f"found {' '.join(call.words)}", "danlu runs | danlu runs compare ONE TWO | danlu runs delete RUN…"
+            f"found {' '.join(call.words)}", "danlu runs [FOLDER] | danlu runs compare ONE TWO | danlu runs delete RUN…"
         )
 
 
@@ -281,7 +285,7 @@ COMMANDS = {
     "serve": Command("RUN [host=127.0.0.1] [port=8000] …", "answer over HTTP: OpenAI's protocol or /v1/predict", serve),
     "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
     "report": Command("RUN", "write the page of a run again", report),
-    "runs": Command("[compare ONE TWO | delete RUN …]", "list, compare or delete runs", runs),
+    "runs": Command("[FOLDER | compare ONE TWO | delete RUN …]", "list, compare or delete runs", runs),
     "show": Command(
         "RUN|FILE.yaml|RECIPE [key=value …]", "every setting, its value, its origin and what it means", show
     ),

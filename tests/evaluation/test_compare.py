@@ -28,14 +28,14 @@ def test_the_better_one_is_named_with_interval_p_and_rows():
     assert found["better"] == "B" and found["low"] > 0
     assert found["difference"] == pytest.approx(found["second"] - found["first"])
     assert found["verdict"] == (
-        f"B is better than A by {100 * found['difference']:.1f} points of accuracy "
+        f"B did better than A by {100 * found['difference']:.1f} points of accuracy "
         f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}] on 550 rows, p < 0.001"
     )
     other = compare(m.accuracy, b, a, true, names=("B", "A"), metric="accuracy")
     assert (
         other["better"] == "B"
         and other["difference"] == pytest.approx(-found["difference"])
-        and other["verdict"].startswith("B is better than A by")
+        and other["verdict"].startswith("B did better than A by")
     )
 
 
@@ -87,10 +87,20 @@ def test_what_is_not_0_is_not_shown_as_0():
         "rows": 9,
     }
     assert verdict(found | {"better": "B"}, points=False, higher_is_better=False) == (
-        "B is better than A by 0.0004 in loss [0.0002, 0.0006] on 9 rows, p = 0.001"
+        "B did better than A by 0.0004 in loss [0.0002, 0.0006] on 9 rows, p = 0.001"
     )
     assert verdict(found | {"better": None, "p": 0.2}, points=False, higher_is_better=False) == (
         "B scored 0.0004 lower in loss than A [0.0002, 0.0006], but with 9 rows chance is not ruled out (p = 0.20)"
+    )
+
+
+def test_without_p_the_interval_decides_and_rows_have_a_name_of_their_own():
+    found = {"metric": "accuracy", "names": ["random weights", "pretrained weights"], "difference": 0.042, "low": 0.01, "high": 0.08, "rows": 90, "unit": "test image"}  # fmt: skip
+    assert verdict(found) == (
+        "pretrained weights did better than random weights by 4.2 points of accuracy [1.0, 8.0] on 90 test images"
+    )
+    assert verdict(found | {"low": -0.01}) == (
+        "no clear difference: pretrained weights scored 4.2 points higher in accuracy than random weights [-1.0, 8.0] on 90 test images"
     )
 
 
@@ -141,7 +151,7 @@ def test_losses_are_ratios_of_sums_and_lower_is_better():
         lambda n, sums: m.ratio(sums, n), a, b, tokens, names=AB, metric="loss", higher_is_better=False, points=False
     )
     assert found["better"] == "B" and found["difference"] == pytest.approx(-0.3)
-    assert found["verdict"].startswith("B is better than A by 0.300 in loss [0.300, 0.300] on 90 rows, p < 0.001")
+    assert found["verdict"].startswith("B did better than A by 0.300 in loss [0.300, 0.300] on 90 rows, p < 0.001")
 
 
 def test_different_rows_are_refused():

@@ -178,7 +178,10 @@ def test_fine_tuning_takes_the_half_that_sees_and_a_new_head(name: str, tmp_path
     save(network, tmp_path)
     said: list[str] = []
     tuned = load(tmp_path, labels=["a", "b"], seed=2, log=said.append)
-    assert [line.split(":")[0] for line in said] == ["left out, of no use to this task", "new head"]
+    assert [line.split(":")[0] for line in said] == [
+        "weights that this task has no use for, not taken over",
+        "new head",
+    ]
     assert ("decoder." if name == "autoencoder" else "discriminator.score") in said[0]
     x = digits(5)
     features = tuned.eval()(x)

@@ -427,7 +427,10 @@ def test_a_body_without_a_head_needs_labels(tmp_path: Path) -> None:
         load(tmp_path, log=silent)
     said: list[str] = []
     assert logits(load(tmp_path, labels=LABELS, log=said.append), torch.randn(2, 1, 28, 28)).shape == (2, 3)
-    assert [line.split(":")[0] for line in said] == ["left out, of no use to this task", "new head"]
+    assert [line.split(":")[0] for line in said] == [
+        "weights that this task has no use for, not taken over",
+        "new head",
+    ]
     assert "pooler" in said[0]
 
 

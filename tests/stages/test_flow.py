@@ -272,6 +272,14 @@ def test_runs_are_listed_by_name_and_deleted(danlu, sorter, text_file, tmp_path)
     assert [row["run"] for row in listed] == [str(first), str(second)]
     assert {row["status"] for row in listed} == {"finished"}
     assert first.name in danlu("runs").out
+    assert [row["run"] for row in danlu("runs", "runs", "--json").json] == [str(first), str(second)]
+    assert danlu("runs", first, "--json").json == listed[:1]
+    moved = second.rename("elsewhere")
+    assert [row["run"] for row in danlu("runs", "--json").json] == [str(first), "elsewhere"], "here too"
+    assert moved.rename(second) == second
+    empty = danlu("runs", tmp_path / "runs" / first.name / "data").out
+    assert "no runs in " in empty and str(tmp_path) in empty and "danlu runs FOLDER" in empty
+    assert danlu("runs", "nowhere").code == 2
     assert danlu("predict", first.name, "a game").code == 0  # a name under runs/ is enough
     assert danlu("runs", "delete", first.name).code == 0
     assert not first.exists() and second.exists()

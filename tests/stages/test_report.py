@@ -348,7 +348,10 @@ def test_few_rows_and_leaks_are_warned_of(tmp_path):
         },
     )
     page = Page(report.write(tmp_path))
-    assert "Only 12 rows were tested" in page.text and "5 test or validation rows also occur" in page.text
+    assert (
+        "Only 12 test rows: a share of so few is uncertain by up to 25 points either way" in page.text
+        and "5 test or validation rows also occur" in page.text
+    )
 
 
 def test_chat_run_with_chinese_rows(tmp_path):
@@ -439,7 +442,7 @@ def test_figures_of_answers_say_how_many_answers_they_rest_on(tmp_path):
     (tmp_path / "model").mkdir()
     page = Page(report.write(tmp_path))
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
-    few = "Only 12 answers were compared: intervals from so few are wide, and still narrower than they should be."
+    few = "Only 12 answers: a share of so few is uncertain by up to 25 points either way, other figures alike."
     for words in (
         few,
         "Left out of the test: 2, nothing to learn is left within 64 tokens (a.jsonl:3).",
@@ -448,8 +451,8 @@ def test_figures_of_answers_say_how_many_answers_they_rest_on(tmp_path):
     ):
         assert words in page.text and words in card, words
     assert "ROUGE-L over 12 answers" in page.text and "perplexity over 150 rows, lower is better" in page.text
-    assert "Exact match 100.0 % (n too small for an interval) over 12 answers" in page.text
-    assert "| exact match, over 12 answers | 100.0 % (n too small for an interval) |" in card
+    assert "Exact match 100.0 % (too few for an interval) over 12 answers" in page.text
+    assert "| exact match, over 12 answers | 100.0 % (too few for an interval) |" in card
     assert "| perplexity, over 150 rows | 7.31 [6.8, 7.9] |" in card
     assert "[100.0, 100.0]" not in page.text + card
 
@@ -511,6 +514,17 @@ def test_lines_of_many_steps_are_smoothed(tmp_path, steps, smoothed):
     timings = [{"step": s, "tokens_per_second": 100.0 + s} for s in range(1, steps + 1)]
     put(tmp_path, {"run.json": {"name": "r"}, "metrics.jsonl": lines, "timings.jsonl": timings})
     assert Page(report.write(tmp_path)).text.count("smoothed") == smoothed
+
+
+def test_only_the_settings_that_the_task_reads_are_listed(tmp_path):
+    used = {key: {"value": 1, "origin": "default"} for key in ("hidden", "image_size", "answers", "max_tokens", "seed", "of_a_newer_danlu")}  # fmt: skip
+    put(tmp_path, {"run.json": {"name": "r", "task": "text-classification"}, "experiment.json": {"used": used}})
+    (tmp_path / "model").mkdir()
+    page = Page(report.write(tmp_path))
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    for key in used:
+        read = key in ("max_tokens", "seed", "of_a_newer_danlu")
+        assert (f">{key}<" in page.source) is read and (f"`{key}`" in card) is read, key
 
 
 def test_card_of_an_adapter(finished, tmp_path):
@@ -759,7 +773,8 @@ def test_images_are_shown_as_examples_with_mistakes_first(tmp_path):
 def test_the_gain_of_pretraining_is_told_also_when_it_is_none(tmp_path):
     folder = image_run(tmp_path / "digits")
     page = Page(report.write(folder))
-    header = page.text.split("Metrics on the test rows")[0]
+    header = page.text.split("Metrics on the test images")[0]
+    assert header != page.text and "training images1,437" in page.text and "intervals over 500 images" in page.text
     card = (folder / "model" / "README.md").read_text("utf-8")
     for verdict in (
         "With 100 labels pretrained weights gain 13.5 points of accuracy",

@@ -170,7 +170,12 @@ def pixels(train: Array, train_labels: ArrayLike, test: Array, classes: int, see
     chances = np.zeros((len(test), classes))
     chances[:, model.classes_] = model.predict_proba(_shrunk(test))
     settings = {"neighbours": best, "chosen_by": "accuracy on a fifth of the training rows", "columns": ours.shape[1]}
-    name, seconds = f"the {best} most similar training image{'s' * (best > 1)}", time.perf_counter() - began
+    name = (
+        "the label of the most similar training image"
+        if best == 1
+        else f"the vote of the {best} most similar training images"
+    )
+    seconds = time.perf_counter() - began
     return [first, Baseline(name, settings, chances.argmax(1), chances, seconds, notes)]
 
 
@@ -198,7 +203,7 @@ def reconstructions(train: Array, test: Array, width: int, seed: int = 0) -> dic
     if count < min(ours.shape):
         model = PCA(count, svd_solver="randomized", random_state=seed).fit(ours)
         back = model.inverse_transform(model.transform(theirs))
-        found[f"{count} principal components"] = ((theirs - back) ** 2).sum(1)
+        found[f"the best linear code of {count} numbers (PCA)"] = ((theirs - back) ** 2).sum(1)
     return found
 
 

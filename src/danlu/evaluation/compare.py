@@ -28,6 +28,7 @@ def compare(
     metric: str,
     higher_is_better: bool = True,
     points: bool = True,
+    unit: str = "row",
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -37,7 +38,7 @@ def compare(
     statistic: called as `statistic(*shared, side)` for either side; takes leading axes, see `danlu.evaluation.metrics`.
     first, second: what the two models gave for each row (predictions, scores, loss sums), [rows].
     shared: what they have in common, [rows]: the truth, the token counts.
-    points: the statistic is a share, told as points of a hundred; otherwise the number itself.
+    points: the statistic is a share, told as points of a hundred; otherwise the number itself. unit: what a row is called.
 
         compare(accuracy, before, after, true, names=("the base model", "the fine-tuned one"), metric="accuracy")
         compare(lambda tokens, sums: ratio(sums, tokens), before, after, tokens, …, higher_is_better=False, points=False)
@@ -71,6 +72,7 @@ def compare(
         "high": gap.high,
         "level": level,
         "rows": len(ours[0]),
+        "unit": unit,
     }
     if statistic is metrics.accuracy:
         right = [np.asarray(common[0] == side) for side in ours]
@@ -122,9 +124,11 @@ def permutation(
 def verdict(comparison: dict[str, Any], points: bool = True, higher_is_better: bool = True) -> str:
     """One sentence that names the one ahead, with the difference as it is ahead by and the interval to match.
 
-    The interval leaves out 0: `B is better than A by 3.1 points of accuracy [1.0, 5.2] on 550 rows, p = 0.004`, or with p >= 0.05
+    The interval leaves out 0: `B did better than A by 3.1 points of accuracy [1.0, 5.2] on 550 rows, p = 0.004`, or with p >= 0.05
     `B scored 10.0 points higher in accuracy than A [1.7, 18.3], but with 60 rows chance is not ruled out (p = 0.070)`. Otherwise
     `no clear difference: B scored 2.1 points higher in accuracy than A [-1.0, 5.2] on 60 rows, p = 0.21`.
+    "did" suits one and several. Of `comparison` are read: metric, names, difference, low, high, rows, and where given unit, p and better;
+    without p the interval alone decides.
     """
     metric, gap, low, high = (comparison[key] for key in ("metric", "difference", "low", "high"))
     second_ahead = (gap >= 0) == higher_is_better
@@ -137,18 +141,20 @@ def verdict(comparison: dict[str, Any], points: bool = True, higher_is_better: b
         digits += 1  # what is not 0 is not shown as 0: the words and the figures would disagree
     size, *edges = (f"{value:.{digits}f}" for value in shown)
     within = f"[{edges[0]}, {edges[1]}]"
-    rows = f"{comparison['rows']} row{'s' if comparison['rows'] != 1 else ''}"
-    p = comparison["p"]
-    chance = "p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}"
-    if comparison["better"] is not None:
-        return f"{ahead} is better than {behind} by {size}{' points of' if points else ' in'} {metric} {within} on {rows}, {chance}"
+    rows = f"{comparison['rows']} {comparison.get('unit', 'row')}{'s' if comparison['rows'] != 1 else ''}"
+    p = comparison.get("p")
+    chance = "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}"
+    on = ", ".join(filter(None, (f"on {rows}", chance)))
+    certain = _leaves_out_0(low, high)
+    if certain and (p is None or comparison["better"] is not None):
+        return f"{ahead} did better than {behind} by {size}{' points of' if points else ' in'} {metric} {within} {on}"
     direction = "higher" if higher_is_better else "lower"
     scored = f"{ahead} scored {size}{' points' if points else ''} {direction} in {metric} than {behind} {within}"
-    if _leaves_out_0(low, high):
+    if certain:
         return f"{scored}, but with {rows} chance is not ruled out ({chance})"
     if not shown[0]:
         scored = f"{behind} and {ahead} scored the same in {metric} {within}"
-    return f"no clear difference: {scored} on {rows}, {chance}"
+    return f"no clear difference: {scored} {on}"
 
 
 def _leaves_out_0(low: float, high: float) -> bool:

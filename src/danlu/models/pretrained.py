@@ -442,7 +442,7 @@ def load(
     if missing - fresh or unknown:
         raise misfit(folder, missing - fresh, unknown, task)
     if others:
-        log(f"left out, of no use to this task: {some(others)}")
+        log(f"weights that this task has no use for, not taken over: {some(others)}")
     state |= _draw(fresh, wanted, config.get("initializer_range", 0.02), dtype, seed, log)
     model.load_state_dict(state, assign=True)
     return model.train()
@@ -650,7 +650,7 @@ def _load_foreign(
     for name, drawn in _draw(last, shapes, getattr(config, "initializer_range", 0.02), dtype, seed, log).items():
         network.get_parameter(name).data.copy_(drawn)
     if unknown:
-        log(f"left out, of no use to this task: {some(unknown)}")
+        log(f"weights that this task has no use for, not taken over: {some(unknown)}")
     return Foreign(network, task).train()
 
 

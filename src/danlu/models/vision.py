@@ -360,7 +360,7 @@ def load(
     if missing - head or unknown - head - useless:
         raise misfit(folder, missing - head, unknown - head - useless, "classification")
     if useless:
-        log(f"left out, of no use to this task: {some(useless)}")
+        log(f"weights that this task has no use for, not taken over: {some(useless)}")
     if fresh:
         draw_head(network, seed)
         log(f"new head: {some(head)}, uniform between ±1 / sqrt(width)")

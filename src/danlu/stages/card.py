@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from danlu.evaluation.metrics import proportion
 from danlu.stages.plots import finite, number
 
 
@@ -23,7 +24,13 @@ _TITLES = {
     "mse": "mean squared error of pixels", "psnr": "PSNR in dB", "frechet_pixels": "Fréchet distance of pixels",
 }  # fmt: skip
 _OF_ANSWERS = {"exact_match", "token_f1", "rouge_l", "character_error_rate", "word_error_rate", "bleu", "chrf"}
-_FEW = 100  # rows: under this a bootstrap interval is too narrow, and of no width where every row scores alike
+FEW = 100
+"""Rows: on fewer than about these a share is uncertain by more than ten points."""
+RESIZED = {
+    "squash": "the whole image stretched to a square",
+    "crop": "the middle cut out",
+    "pad": "the whole image, with a border",
+}
 _KNOWN = (
     "It knows the labels above and no others: what fits none of them still gets one. Input unlike the training data"
 )
@@ -51,7 +58,7 @@ def figure(metric: str, found: Any) -> str:
 
 
 def with_interval(metric: str, found: Json, tested: int | None = None) -> str:
-    """`91.2 % [88.5, 93.6]`, or `100.0 % (n too small for an interval)`. tested: what it rests on, see `rests_on`."""
+    """`91.2 % [88.5, 93.6]`, or `100.0 % (too few for an interval)`. tested: what it rests on, see `rests_on`."""
     return f"{figure(metric, found.get('value'))} {edges(metric, found, tested)}".strip()
 
 
@@ -63,8 +70,8 @@ def edges(metric: str, found: Json, tested: int | None = None) -> str:
     low, high = found.get("low"), found.get("high")
     if not finite(low) or not finite(high):
         return ""
-    if low == high and tested is not None and tested < _FEW:
-        return "(n too small for an interval)"
+    if low == high and tested is not None and tested < FEW:
+        return "(too few for an interval)"
     return f"[{figure(metric, low)}, {figure(metric, high)}]".replace(" %", "")
 
 
@@ -131,20 +138,26 @@ def verdicts(compared: Iterable[Json]) -> list[str]:
 
 def intervals(evaluation: Json) -> str:
     """What the intervals are, and over what."""
-    level, rows = f"{100 * evaluation.get('level', 0.95):.0f} %", f"{number(evaluation.get('rows'))} rows"
+    level, rows = (
+        f"{100 * evaluation.get('level', 0.95):.0f} %",
+        f"{number(evaluation.get('rows'))} {evaluation.get('unit', 'row')}s",
+    )
     if "frechet_pixels" in (evaluation.get("metrics") or {}):
         return f"{level} intervals over several draws of as many images as the {rows} held out"
     answered = evaluation.get("answered")
     turns = "" if answered is None else f", those of written answers over the {count(answered, 'turn')} answered"
-    return f"{level} bootstrap intervals over {rows}{turns}"
+    return f"{level} intervals over {rows}{turns}"
 
 
 def few_rows(evaluation: Json) -> str:
-    """What is said wherever so little was tested that the intervals mislead; empty where it was enough."""
-    tested = ((evaluation.get("rows"), "row", "tested"), (evaluation.get("answered"), "answer", "compared"))
-    small = [f"{count(n, name)} {'was' if n == 1 else 'were'} {done}" for n, name, done in tested if n and n < _FEW]
-    warning = f"Only {' and '.join(small)}: intervals from so few are wide, and still narrower than they should be."
-    return warning if small else ""
+    """What is said, on the terminal as on the page, where so little is tested that figures say little; empty where it is enough."""
+    tested = ((evaluation.get("rows"), f"test {evaluation.get('unit', 'row')}"), (evaluation.get("answered"), "answer"))
+    small = {count(n, name): n for n, name in tested if n and n < FEW}
+    if not small:
+        return ""
+    fewest = min(small.values())
+    points = 100 * (proportion(fewest / 2, fewest).high - 0.5)
+    return f"Only {' and '.join(small)}: a share of so few is uncertain by up to {points:.0f} points either way, other figures alike."
 
 
 def left_out(evaluation: Json) -> list[str]:
@@ -199,7 +212,7 @@ Labels: {{ data.labels|map("code")|join(", ") }}.
 | {{ row[0]|plain }} | {{ row[1:]|join(" | ") }} |
 {% endfor %}
 
-On the {{ (evaluation.split or "test")|plain }} rows; brackets are {{ intervals }}.
+On the {{ (evaluation.split or "test")|plain }} {{ evaluation.unit|default("row") }}s; brackets are {{ intervals }}.
 
 {% for line in said %}
 - {{ line|plain }}

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from danlu.core import config, device
 from danlu.core.errors import UserError
-from danlu.core.run import Run, delete, list_runs, open_run
+from danlu.core.run import HOME, Run, delete, is_run, list_runs, open_run
 from danlu.core.track import read_lines
 from danlu.experiment import Asked, Experiment
 from danlu.models.catalogue import MODELS
 
 
-def runs() -> list[dict[str, Any]]:
-    """Every run under ./runs, one mapping each; one that cannot be read says why in its status."""
+def runs(folder: Path | None = None) -> list[dict[str, Any]]:
+    """Every run in `folder`, or under ./runs and here, one mapping each; one that cannot be read says why in its status.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if folder is not None and not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder", "danlu runs [FOLDER] | danlu runs compare ONE TWO | danlu runs delete RUN…"
+        )
+    listed = [Run(folder)] if folder is not None and is_run(folder) else list_runs(folder or HOME)
+    if folder is None:
+        listed += [run for run in list_runs(Path()) if is_run(run.path)]
     found = []
-    for run in list_runs():
+    for run in listed:
         try:
             found.append(one_run(run))
         except (UserError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:

@@ -11,6 +11,7 @@ from danlu.core import device
 from danlu.core.config import Setting
 from danlu.core.errors import printable
 from danlu.experiment import Asked
+from danlu.stages import card
 from danlu.stages.build import build, trial, with_steps
 from danlu.stages.prepare import PARTS, Prepared, number, prepare
 from danlu.training.hooks import clock
@@ -46,12 +47,15 @@ def show(prepared: Prepared, say: Say) -> None:
     """The findings as lines; the mask of a few rows in colour on a terminal."""
     found = prepared.findings
     parts = ", ".join(f"{name} {found['splits'][name]}" for name in PARTS)
-    say(f"rows: {found['rows']['read']} read, {found['rows']['kept']} kept ({parts})")
+    unit = "image" if "images" in found else "row"
+    say(f"{unit}s: {found['rows']['read']} read, {found['rows']['kept']} kept ({parts})")
     for entry in found["rows"]["dropped"]:
         say(f"  dropped {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
+    if few := few_to_test(found["splits"], unit, prepared):
+        say(few)
     for line in in_words(found, prepared):
         say(line)
-    say(f"duplicates in training: {found['duplicates']}; rows in two splits: {found['leaks']}")
+    say(f"duplicates in training: {found['duplicates']}; {unit}s in two splits: {found['leaks']}")
     for label, counts in found["labels"].items():
         say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
     if rates := found.get("learning_rate"):
@@ -73,6 +77,18 @@ def show(prepared: Prepared, say: Say) -> None:
             say(f"{key} = {f'{value:g}' if isinstance(value, float) else value}  ({setting.origin})")
 
 
+def few_to_test(splits: dict[str, int], unit: str, prepared: Prepared) -> str:
+    """A warning that the test will tell little or nothing, with the setting that changes it; empty where it will do."""
+    said = (
+        card.few_rows({"rows": splits["test"], "unit": unit})
+        if splits["test"]
+        else f"No test {unit}s: nothing is measured."
+    )
+    share = math.ceil(100 * card.FEW / sum(splits[name] for name in PARTS if name not in prepared.sources)) / 100
+    fix = f"test_share={share:g} sets {card.FEW} aside" if share <= 0.5 else f"more {unit}s change that"
+    return said and f"warning: {said} ({f'more {unit}s in test= change that' if 'test' in prepared.sources else fix})"
+
+
 def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:
     """How much there is to learn from: tokens, or pixels."""
     if "images" in found:
@@ -81,8 +97,11 @@ def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:
         colour = "gray" if seen["channels"] == 1 else "colour"
         scale = ", ".join(f"({mean:.3g}, {std:.3g})" for mean, std in zip(seen["mean"], seen["std"], strict=True))
         others = " and others" * (len(seen["sizes"]) > 4)
-        look = f"{seen['size']}x{seen['size']} {colour} ({seen['resize']})"
-        return [f"images: {sizes}{others}; seen as {look}, pixels in 0..1 as (pixel - mean) / deviation: {scale}"]
+        side = f"{seen['size']}x{seen['size']}"
+        how = "" if [size for size, _ in seen["sizes"]] == [side] else f" ({card.RESIZED[seen['resize']]})"
+        return [
+            f"sizes: {sizes}{others}; seen as {side} {colour}{how}, pixels in 0..1 as (pixel - mean) / deviation: {scale}"
+        ]
     tokens, cut = found["tokens"], found["truncated"]
     lengths = tokens["lengths"]
     what = "rows labelled" if prepared.labels else "learned"

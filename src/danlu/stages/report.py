@@ -16,9 +16,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from danlu.core import config
 from danlu.core.errors import UserError
 from danlu.core.run import HOLDS, Run, misplaced, write_text
-from danlu.stages import card
+from danlu.core.types import IMAGE_TASKS
+from danlu.experiment import Experiment
+from danlu.stages import card, inspect
 from danlu.stages.card import LOWER_IS_BETTER, NOT_SHARES, Json, count, figure, over, rests_on, title, with_interval
 from danlu.stages.plots import Series, finite, line_plot, number, smooth, ticks
 
@@ -57,10 +60,15 @@ def write(run: Path) -> Path:
     if "status" in facts:
         facts["status"] = Run(run).status  # a run whose process is gone is interrupted, whatever it last wrote
     facts.setdefault("name", run.resolve().name)
+    unit = "image" if facts.get("task") in IMAGE_TASKS else "row"
+    evaluation = {"unit": unit, **evaluation} if evaluation else {}
+    if "task" in facts and "used" in settings:
+        settings["used"] = _read_by(str(facts["task"]), settings["used"])
     learners = _learners(steps)
     compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
     view = {
         "facts": facts,
+        "unit": unit,
         "settings": settings,
         "data": data,
         "evaluation": evaluation,
@@ -79,6 +87,12 @@ def write(run: Path) -> Path:
     if (run / "model").is_dir():
         write_text(run / "model" / "README.md", card.model_card(facts, settings, data, evaluation, run / "model"))
     return page
+
+
+def _read_by(task: str, used: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the task reads, and any this danlu does not know."""
+    unread = {key for _, key, _, _ in config.leaves(Experiment)} - inspect.meanings(task).keys()
+    return {key: entry for key, entry in used.items() if key not in unread}
 
 
 def _json(path: Path, broken: list[str]) -> dict[str, Any]:
