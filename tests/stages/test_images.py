@@ -217,4 +217,4 @@ def test_what_would_be_lost_or_hidden_is_refused(pretrain, danlu, digits, tmp_pa
 def test_test_rows_that_were_pretrained_on_are_told(pretrain, danlu, digits):
     pretrain("mlp", "hidden=8", "steps=1", "seed=0", out="m")
     said = danlu("preflight", "image-classification", "model=m", f"data={digits}", "seed=1").out
-    assert "test images were learned from by m, so the figures flatter the model" in said
+    assert "test rows were learned from by m, so the figures flatter the model" in said

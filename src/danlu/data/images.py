@@ -520,6 +520,8 @@ class Pictures:
 
     least: ClassVar[int] = 2
     """Rows in the smallest window: batch normalisation has no variance over one."""
+    timed: ClassVar[int] = 64
+    """Images that are enough to time a step by."""
 
     @classmethod
     def of(cls, pixels: np.ndarray, numbers: Any, targets: Any, processor: Processor) -> Pictures:

@@ -32,6 +32,8 @@ class Rows:
     labelled: bool
 
     least: ClassVar[int] = 1
+    timed: ClassVar[int] = 512
+    """Tokens that are enough to time a step by."""
 
     @classmethod
     def build(cls, ids: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], numbers: Iterable[int]) -> Rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +15,9 @@ from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.types import Batch, Learner
 from danlu.data.loader import Loader
-from danlu.stages import images
-from danlu.stages.load import open_weights
-from danlu.stages.prepare import Prepared, number
+from danlu.data.processor import Augment
+from danlu.stages.modality import modality
+from danlu.stages.prepare import Prepared, Say, number
 from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen, freeze
 from danlu.tasks.generative import Adversarial, Autoencoding
@@ -26,9 +25,6 @@ from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training import optimizer
 from danlu.training.fit import State
-
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -46,17 +42,8 @@ def build(prepared: Prepared, say: Say) -> Trainable:
     options = experiment.training
     torch.set_num_threads(number(options.threads))
     precision: torch.dtype = getattr(torch, str(options.precision))
-    if prepared.config is not None:
-        model = images.network(prepared, say)
-    else:
-        model = open_weights(
-            prepared.weights,
-            experiment.task.task,
-            prepared.labels or None,
-            dropout=experiment.model.dropout,
-            seed=options.seed,
-            say=say,
-        )
+    mine = modality(prepared.task)
+    model = mine.network(prepared, say)
     lora = experiment.model.method == "lora"
     if lora:
         adapter.add_lora(model, experiment.model, options.seed)
@@ -64,10 +51,7 @@ def build(prepared: Prepared, say: Say) -> Trainable:
     if lora and precision != torch.float32:
         cast_frozen(model, precision)
     task = task_of(prepared, model)
-    batch_size = number(options.batch_size)
-    # A batch of images is never cut: batch normalisation looks at all of it.
-    most = batch_size if prepared.config is not None else options.micro_batch_tokens
-    loader = Loader(prepared.rows["train"], batch_size, most, options.seed)
+    loader = Loader(prepared.rows["train"], number(options.batch_size), mine.micro_batch(prepared), options.seed)
     return Trainable(model, task, State(task, loader, seed=options.seed, precision=precision))
 
 
@@ -98,7 +82,7 @@ def task_of(prepared: Prepared, model: Any) -> Any:
     if asked.task == "autoencoder":
         return Autoencoding(model, learner(), asked.noise)
     if prepared.labels:
-        augment = images.augmentation(prepared)
+        augment = Augment(asked.augment, prepared.processor) if asked.augment else None
         return Classification(model, learner(), class_weights(prepared), asked.label_smoothing, augment)
     return Language(model, learner(), asked.label_smoothing)
 
@@ -115,7 +99,8 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing."""
     rows, options = prepared.rows["train"], prepared.experiment.training
     count = min(len(rows), number(options.batch_size))
-    sample = rows.batches(range(count), min(512, options.micro_batch_tokens) if prepared.config is None else count)
+    most = modality(prepared.task).micro_batch(prepared)
+    sample = rows.batches(range(count), min(rows.timed, most))
     learners = built.task.learners()
     parameters = {name: list(learner.parameters.values()) for name, learner in learners.items()}
     seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
@@ -136,13 +121,9 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     rate = batch.size / seconds
     trained = sum(parameter.numel() for mine in parameters.values() for parameter in mine)
     per_step = rows.size / prepared.steps_per_epoch
-    share = per_step / batch.size
-    if prepared.config is None:
-        share = min(options.micro_batch_tokens, per_step) / batch.size
-        adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
-        final = max(trained, 0 if adapted else prepared.weights.parameters)
-    else:
-        final = trained
+    share = min(most, per_step) / batch.size
+    adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
+    final = trained if adapted else sum(parameter.numel() for parameter in built.model.parameters())
     return {
         f"{batch.unit}_per_second": rate,
         "seconds_per_step": per_step / rate,
@@ -172,7 +153,7 @@ def validation(prepared: Prepared) -> list[Batch]:
     options = prepared.experiment.training
     count = min(len(rows), number(options.validation_rows))
     chosen = sorted({int(place) for place in np.linspace(0, len(rows) - 1, count)})
-    found: list[Batch] = rows.batches(chosen, options.micro_batch_tokens if prepared.config is None else images.BATCH)
+    found: list[Batch] = rows.batches(chosen, modality(prepared.task).looked_at(prepared))
     return found
 
 

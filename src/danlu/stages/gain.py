@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from danlu.models import vision
 from danlu.models.pretrained import Base
 from danlu.stages import images
 from danlu.stages.build import build
-from danlu.stages.prepare import Prepared, number
+from danlu.stages.image_answers import Opened, probabilities
+from danlu.stages.prepare import Prepared, Say, number
 from danlu.training.fit import fit
 from danlu.training.hooks import clock
 
 
-Say = Callable[[str], None]
 LABELS = (100, 500)
 """Numbers of labels looked at, and all there are."""
 SECONDS, SEEDS, FEWEST = 300.0, 5, 100
@@ -37,30 +38,33 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     """Add the comparison to a run's evaluation, if it started from learned weights and the comparison is asked for or short.
 
     Each training makes as many passes as the run, at least 100 updates and at most the run's. Each side learns at the better of two
-    rates, the run's and that of pretraining, chosen on the validation rows with one seed; the test rows are only looked at afterwards.
-    A seed decides which rows have labels, the new head or all of the random weights, and the order.
+    rates, the run's and that of pretraining, chosen by the likelihood of the validation rows with one seed; the test rows are only
+    looked at afterwards. A seed decides which rows have labels, the new head or all of the random weights, and the order.
     """
-    if prepared.labels == () or prepared.config is None or prepared.base.kind == "random":
+    wanted = prepared.experiment.task.gain_seeds
+    if not compared(prepared):
         return
     if not len(prepared.rows["validation"]):
         say("not compared with random weights: there are no validation rows to choose a learning rate by")
         return
+    seeds = SEEDS if wanted is None else wanted
     sizes = [count for count in LABELS if count < len(prepared.rows["train"])] + [len(prepared.rows["train"])]
-    seeds = prepared.experiment.task.gain_seeds
-    trainings = len(sizes) * len(SIDES) * (2 + (SEEDS if seeds is None else seeds))  # two rates are tried first
     per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
-    seconds = sum(updates(prepared, count) for count in sizes) * trainings / len(sizes) * per_step
-    if seeds is None and seconds > SECONDS:
+    clock_of = Progress(prepared, sizes, seeds, say)
+    if wanted is None and clock_of.work * per_step <= SECONDS:
+        # How long one takes is only known from one: opening and measuring a network may take longer than teaching it.
+        clock_of.per_update = timed(prepared, sizes[0])
+    else:
+        clock_of.per_update = per_step
+    expected = clock_of.work * clock_of.per_update
+    asked_for = f"{seeds} seeds at {', '.join(map(str, sizes))} labels"
+    if wanted is None and expected > SECONDS:
         say(
-            f"not compared with random weights: about {clock(seconds)} for {SEEDS} seeds at {', '.join(map(str, sizes))} labels; "
-            f"give gain_seeds={SEEDS} and another out= to have it"
+            f"not compared with random weights: about {clock(expected)} for {asked_for}; gain_seeds={SEEDS} and another out= make it"
         )
         return
-    seeds = SEEDS if seeds is None else seeds
-    if not seeds:
-        return
-    say(f"comparing with random weights at {', '.join(map(str, sizes))} labels, {seeds} seeds: about {clock(seconds)}")
-    rows = [at(prepared, count, seeds, say) for count in sizes]
+    say(f"comparing with random weights, {asked_for}: about {clock(expected)}")
+    rows = [at(prepared, count, seeds, clock_of) for count in sizes]
     used = float(prepared.experiment.training.learning_rate or 0)
     if all(row["learning_rates"]["pretrained"] != used for row in rows):
         better = rows[-1]["learning_rates"]["pretrained"]
@@ -75,15 +79,66 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     run.write("evaluation.json", {**run.read("evaluation.json"), "transfer": transfer})
 
 
-def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
+def compared(prepared: Prepared) -> bool:
+    """Whether there is something to compare: a classifier of images that starts from learned weights."""
+    return (
+        prepared.task == "image-classification"
+        and prepared.base.kind != "random"
+        and prepared.experiment.task.gain_seeds != 0
+    )
+
+
+class Progress:
+    """How far the comparison is; a line every ten seconds.
+
+    work: updates of all trainings together. per_update: seconds, with all that stands around an update.
+    """
+
+    def __init__(self, prepared: Prepared, sizes: Sequence[int], seeds: int, say: Say) -> None:
+        self.trainings = len(sizes) * len(SIDES) * (2 + seeds)  # two rates are tried first
+        self.work = sum(updates(prepared, count) for count in sizes) * len(SIDES) * (2 + seeds)
+        self.say, self.per_update = say, 0.0
+        self.done, self.behind, self.began = 0, 0, time.perf_counter()
+        self.said = self.began
+
+    def __call__(self, steps: int) -> None:
+        """One training of so many updates is behind."""
+        self.done, self.behind, now = self.done + 1, self.behind + steps, time.perf_counter()
+        if now - self.said > 10:
+            left = (now - self.began) / self.behind * (self.work - self.behind)
+            self.say(f"  training {self.done} of {self.trainings}, about {clock(left)} left")
+            self.said = now
+
+
+def timed(prepared: Prepared, count: int) -> float:
+    """Seconds an update, from one training with so many labels."""
+    start = time.perf_counter()
+    chances(prepared, "pretrained", count, float(prepared.experiment.training.learning_rate or 0), 0, "validation")
+    return (time.perf_counter() - start) / updates(prepared, count)
+
+
+def at(prepared: Prepared, count: int, seeds: int, progress: Progress) -> dict[str, Any]:
     """Both sides with so many labels."""
     used = float(prepared.experiment.training.learning_rate or 0)
     rates = sorted({used, images.rate_before(prepared.base)[0] or 10 * used})
     chosen, found = {}, {}
+
+    def once(side: str, rate: float, seed: int, part: str) -> np.ndarray:
+        """float [rows, labels]."""
+        made = chances(prepared, side, count, rate, seed, part)
+        progress(updates(prepared, count))
+        return made
+
     for side in SIDES:
-        tried = {rate: right(prepared, side, count, rate, 0, "validation").mean() for rate in rates}
+        held = prepared.rows["validation"].targets
+        tried = {
+            rate: np.log(once(side, rate, 0, "validation")[np.arange(len(held)), held] + 1e-12).mean() for rate in rates
+        }
         chosen[side] = max(tried, key=lambda rate: (tried[rate], -rate))
-        found[side] = np.array([right(prepared, side, count, chosen[side], seed, "test") for seed in range(seeds)])
+        held = prepared.rows["test"].targets
+        found[side] = np.array(
+            [once(side, chosen[side], seed, "test").argmax(1) == held for seed in range(seeds)], np.float64
+        )
     row = {side: metrics.over_seeds_and_rows(found[side]).json() for side in SIDES}
     gap = metrics.over_seeds_and_rows(found["pretrained"] - found["random"])
     points = f"{100 * abs(gap.value):.1f} points of accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
@@ -94,7 +149,7 @@ def at(prepared: Prepared, count: int, seeds: int, say: Say) -> dict[str, Any]:
             f"no clear difference: pretrained weights are {points} {'above' if gap.value >= 0 else 'below'} random ones"
         )
     verdict = f"with {count:,} labels {verdict}, {seeds} seeds on {len(prepared.rows['test'])} test rows"
-    say(verdict)
+    progress.say(verdict)
     return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": verdict}
 
 
@@ -110,8 +165,8 @@ def batch_of(prepared: Prepared, count: int) -> int:
     return max(2, min(number(prepared.experiment.training.batch_size), count // 4))
 
 
-def right(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> np.ndarray:
-    """Whether one training gets each row of `part` right, [rows] as 0 and 1; nothing is written."""
+def chances(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> np.ndarray:
+    """What one training gives each row of `part`, float32 [rows, labels]; nothing is written."""
     train, steps = prepared.rows["train"], updates(prepared, count)
     rows = train.take(balanced(train.targets, count, seed))
     training = replace(
@@ -140,17 +195,14 @@ def right(prepared: Prepared, side: str, count: int, rate: float, seed: int, par
         config=config,
         rows={**prepared.rows, "train": rows},
     )
-    built = build(small, lambda _: None)
+    built, held = build(small, lambda _: None), prepared.rows[part]
     try:
         fit(built.state, steps)
-    except UserError:  # it diverged: a rate that is too high for this side
-        return np.zeros(len(prepared.rows[part]))
-    opened = images.Opened(
-        Run(Path()), built.model.eval(), prepared.processor, "image-classification", prepared.labels, torch.float32
-    )
-    held = prepared.rows[part]
-    found: np.ndarray = images.probabilities(opened, held).argmax(1) == held.targets
-    return found.astype(np.float64)
+    except UserError:  # it diverged: a rate that is too high for this side, and nothing it says is right
+        wrong: np.ndarray = np.eye(len(prepared.labels), dtype=np.float32)[(held.targets + 1) % len(prepared.labels)]
+        return wrong
+    opened = Opened(Run(Path()), built.model.eval(), prepared.processor, prepared.task, prepared.labels, torch.float32)
+    return probabilities(opened, held)
 
 
 def balanced(targets: Sequence[int], count: int, seed: int) -> list[int]:

@@ -10,26 +10,25 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
-from danlu.data.clean import contradictions, duplicates, has_html, is_damaged, language_of, leaks, normal_form, share
-from danlu.data.loader import IGNORED, Rows, windows
-from danlu.data.source import Source, read
+from danlu.core.run import Run, find_run
+from danlu.data.clean import contradictions, duplicates, leaks, normal_form
+from danlu.data.loader import windows
+from danlu.data.source import Source
 from danlu.data.split import split
-from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked, Experiment
 from danlu.models.catalogue import MODELS
-from danlu.models.pretrained import Base, resolve
-from danlu.stages.load import Weights, adapter_of, weights_of
-from danlu.tasks.material import Account, Conversations, Encoded, Item, LabelledTexts, Material, Readable
+from danlu.models.pretrained import Base
+from danlu.stages.load import adapter_of
+from danlu.tasks.material import Account, Item, Readable
 
 
+Say = Callable[[str], None]
 PARTS = ("train", "validation", "test")
 
 
@@ -56,12 +55,16 @@ class Prepared:
     config: dict[str, Any] | None = None
 
     @property
+    def task(self) -> str:
+        return self.experiment.task.task
+
+    @property
     def steps_per_epoch(self) -> int:
         rows = self.rows["train"]
         return windows(len(rows), number(self.experiment.training.batch_size), rows.least)
 
 
-def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) -> Prepared:
+def prepare(asked: Asked, data: Any = None, say: Say = print) -> Prepared:
     """Everything up to the first step.
 
     data: rows handed over in Python instead of the file `data=`.
@@ -69,94 +72,22 @@ def prepare(asked: Asked, data: Any = None, say: Callable[[str], None] = print) 
     Raises:
         UserError: for every kind of bad input there is; nothing has been written.
     """
-    if asked.experiment.task.task in IMAGE_TASKS:
-        from danlu.stages import images
+    from danlu.stages.modality import modality
 
-        return images.prepare(asked, data, say)
-    experiment = asked.experiment
-    options = experiment.data
-    sources = sources_of(asked, data)
-    base = resolve(experiment.model.model, say)
-    weights = weights_of(base, say)
-    tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
-    check_vocabulary(tokenizer.base_size, weights)
-    chat = experiment.task.task == "chat"
-    if chat and weights.bidirectional:
-        raise UserError(
-            f"{base.name} is an encoder: it sees the whole text at once and cannot write",
-            "choose a chat model (`danlu models`)",
-        )
-    if chat and not tokenizer.has_template:
-        raise UserError(
-            f"{base.name} has no chat template", "choose a chat model (`danlu models`), or give template=FILE"
-        )
-    material: Material = Conversations(options, experiment.task) if chat else LabelledTexts(options)
-    dropped = Account()
-    parts = part(material, sources, experiment, dropped, say)
-    labels: tuple[str, ...] = ()
-    if isinstance(material, LabelledTexts):
-        labels = material.labels = check_labels(parts, sources)
-    unlimited = weights.context
-    wanted = options.max_tokens or unlimited
-    if wanted > unlimited:
-        raise UserError(
-            f"max_tokens={wanted}, but {base.name} reads at most {unlimited} tokens",
-            f"set max_tokens={unlimited} or less",
-        )
-    encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
-    check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()), weights)
-    check_unknown(encoded["train"], parts["train"], base, options.unknown_share)
-    if not len(encoded["train"].rows):
-        reasons = (
-            "; ".join(f"{entry['reason']} ({entry['count']})" for entry in encoded["train"].dropped.json())
-            or "no usable row"
-        )
-        raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
-    settings = derive(asked, weights, encoded, chat, len(parts["validation"]))
-    findings = describe(base, sources, parts, encoded, dropped, labels, tokenizer)
-    return Prepared(
-        asked=asked,
-        experiment=config.build(Experiment, settings),
-        settings=settings,
-        base=base,
-        weights=weights,
-        processor=tokenizer,
-        labels=labels,
-        rows={name: each.rows for name, each in encoded.items()},
-        items=parts,
-        sources=sources,
-        findings=findings,
-    )
+    return modality(asked.experiment.task.task).prepare(asked, data, say)
 
 
-def sources_of(asked: Asked, data: Any = None) -> dict[str, Source]:
-    """What is to be learned from, and the files of held-out rows that were named: by role."""
+def sources_of(asked: Asked, data: Any, read: Callable[[Asked, Any, int | None], Source]) -> dict[str, Source]:
+    """What is to be learned from, and the files of held-out rows that were named: by role. read: one of them, at most so many rows."""
     options = asked.experiment.data
     if data is None and options.data is None:
         raise UserError("no data=", "say what to learn from: data=my.jsonl")
     given = {"data": data if data is not None else options.data, "validation": options.validation, "test": options.test}
     return {
-        role: read_as(asked, place, options.max_rows if role == "data" else None)
+        role: read(asked, place, options.max_rows if role == "data" else None)
         for role, place in given.items()
         if place is not None
     }
-
-
-def read_as(asked: Asked, place: Any, max_rows: int | None) -> Source:
-    """One source, in the form that the task learns from."""
-    options, task = asked.experiment.data, asked.experiment.task.task
-    if task in TEXT_TASKS:
-        return read(place, bad_rows=options.bad_rows, max_rows=max_rows)
-    from danlu.data.images import read_images
-
-    return read_images(
-        place,
-        bad_rows=options.bad_rows,
-        max_rows=max_rows,
-        image=options.image,
-        label=options.label,
-        labelled=task in CLASSIFIERS,
-    )
 
 
 def number(value: int | float | None) -> int:
@@ -283,33 +214,6 @@ def check_labels(parts: dict[str, list[Item]], sources: dict[str, Source]) -> tu
     return tuple(labels)
 
 
-def check_vocabulary(tokens: int, weights: Weights) -> None:
-    """A token needs its row in the embedding. An added token without one, that no row uses, does no harm: Gemma 3 has such a one."""
-    if weights.vocabulary is not None and tokens > weights.vocabulary:
-        raise UserError(
-            f"{weights.folder}: the tokenizer has {tokens} tokens, the model's embedding {weights.vocabulary} rows (vocab_size in config.json)",
-            "the tokenizer belongs to another model: copy or download the folder again, as a whole",
-        )
-
-
-def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: float) -> None:
-    """Text the tokenizer cannot read is not learned, whatever the loss says."""
-    share = encoded.unknown / max(1, encoded.tokens)
-    if share > limit:
-        language = language_of([item.text for item in items])
-        entries = [MODELS.get(name) for name in MODELS.names()]
-        fitting = [
-            f"{entry.name} (unfit for {entry.unfit})" if entry.unfit else entry.name
-            for entry in entries
-            if entry.byte_level
-        ]
-        raise UserError(
-            f"{share:.0%} of the tokens are unknown to the tokenizer of {base.name}: the text is {language}",
-            f"give a model for that language: model=FOLDER or a hub name; of the catalogue only {', '.join(fitting)} reads its "
-            f"characters at all. unknown_share={min(1.0, math.ceil(share * 100) / 100)} trains all the same",
-        )
-
-
 # --------------------------------------------------------------------------------------------------------------- derive
 
 
@@ -361,48 +265,6 @@ class Open:
         )
 
 
-def derive(
-    asked: Asked, weights: Weights, encoded: Mapping[str, Encoded], chat: bool, validation_rows: int
-) -> dict[str, Setting]:
-    """The settings of training on text."""
-    opened = Open(asked)
-    rows = len(encoded["train"].rows)
-    small = weights.parameters < 60e6
-    reason = f"{weights.parameters / 1e6:,.0f} M weights " + (
-        "train whole in little memory" if small else "would need 16 bytes each to train whole"
-    )
-    lora = opened.fill("method", "full" if small else "lora", reason) == "lora"
-    adam = (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4)
-    why = (
-        "LoRA's matrices start at zero and bear ten times the rate of whole weights"
-        if lora
-        else "whole weights: one to two orders below the rate of pretraining, so that what they know stays"
-    )
-    if asked.experiment.training.optimizer == "sgd":
-        opened.fill(
-            "learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}"
-        )
-    else:
-        opened.fill("learning_rate", adam, why)
-    most = 8 if chat else 16
-    size = min(most, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
-    opened.fill("batch_size", size, f"{rows} training rows: at least 25 updates in a pass, at most {most} rows in one")
-    longest = max(each.longest for each in encoded.values())
-    opened.fill(
-        "max_tokens",
-        min(longest, weights.context),
-        f"the longest row has {longest} tokens, the model's context {weights.context}",
-    )
-    few = rows < 5_000
-    opened.length(
-        rows,
-        3.0 if few else 1.0,
-        f"{rows} training rows: " + ("three passes" if few else "one pass is enough"),
-        validation_rows,
-    )
-    return opened.settings
-
-
 # ------------------------------------------------------------------------------------------------------------- findings
 
 
@@ -448,88 +310,6 @@ def shared_findings(
     }
 
 
-def describe(
-    base: Base,
-    sources: Mapping[str, Source],
-    parts: Mapping[str, list[Item]],
-    encoded: Mapping[str, Encoded],
-    dropped: Account,
-    labels: Sequence[str],
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """What preflight found in text, JSON-ready."""
-    for name in PARTS:
-        for entry in encoded[name].dropped.json():
-            dropped.counts[entry["reason"]] += entry["count"]
-            dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
-    rows = encoded["train"].rows
-    lengths = rows.lengths
-    found = shared_findings(sources, parts, sum(len(each.rows) for each in encoded.values()), dropped, labels)
-    notes = found["notes"]
-    texts = [item.text for item in parts["train"]]
-    if base.kind == "catalogue" and (unfit := MODELS.get(base.name).unfit):
-        language = language_of(texts)
-        if "Latin" not in language and language != "no letters":
-            notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    for test, what in ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML")):
-        if (part := share(texts, test)) >= 0.01:
-            notes.append(f"{part:.0%} of the training rows contain {what}")
-    smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
-    if smuggled:
-        notes.append(
-            f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
-        )
-    edges = np.histogram_bin_edges(lengths, bins=min(24, max(1, len(np.unique(lengths)))))
-    counts, _ = np.histogram(lengths, edges)
-    cuts: dict[str, int] = {}
-    for each in encoded.values():
-        for reason, count in each.cut.items():
-            cuts[reason] = cuts.get(reason, 0) + count
-    notes += [f"{cuts[reason]} {reason}" for reason in cuts if reason.startswith("rows in")]
-    return found | {
-        "tokens": {
-            "train": int(lengths.sum()),
-            "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
-            "lengths": {
-                "min": int(lengths.min()),
-                "median": int(np.median(lengths)),
-                "p95": int(np.percentile(lengths, 95)),
-                "max": int(lengths.max()),
-                "histogram": [
-                    [round(float(edge), 1), int(count)] for edge, count in zip(edges[:-1], counts, strict=True)
-                ],
-            },
-        },
-        "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
-        "truncated": {
-            "rows": cuts.get("rows", 0),
-            "tokens": cuts.get("tokens", 0),
-            "learned": cuts.get("learned tokens cut off", 0),
-        },
-        "view": [view(rows, place, tokenizer) for place in range(min(3, len(rows)))],
-    }
-
-
-def view(rows: Rows, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One row as pieces of text, learned or not: what the mask really is, read back from the tokens."""
-    span = slice(rows.starts[place], rows.starts[place + 1])
-    ids = rows.ids[span].tolist()
-    if rows.labelled:
-        return {
-            "row": int(rows.numbers[place]),
-            "pieces": [[tokenizer.decode(ids), False]],
-            "label": int(rows.targets[place]),
-        }
-    learned = [False, *(target != IGNORED for target in rows.targets[span].tolist()[:-1])]
-    pieces: list[list[Any]] = []
-    start = 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or learned[end] != learned[start]:
-            pieces.append([tokenizer.decode(ids[start:end]), learned[start]])
-            start = end
-    return {"row": int(rows.numbers[place]), "pieces": pieces}
-
-
 def lineage(prepared: Prepared) -> dict[str, Any]:
     """What the run came from: the model with the SHA-256 of its weights, and every data file with its own."""
     base = prepared.base
@@ -567,6 +347,31 @@ LEARNED = "learned.txt"
 def fingerprint(key: str) -> str:
     """64 bits of a row's normal form."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def learned_by(run: Run) -> frozenset[str]:
+    """Fingerprints of a run's training rows; none of a run that learned from none."""
+    path = run.path / "data" / LEARNED
+    return frozenset(path.read_text("utf-8").split()) if path.is_file() else frozenset()
+
+
+def run_behind(base: Base) -> Run | None:
+    """The run that made these weights."""
+    if base.kind == "checkpoint":
+        return Run(Path(base.name).expanduser().parent.parent)  # RUN/checkpoints/step-…
+    found = find_run(Path(base.name).expanduser()) if base.kind == "run" else None
+    return Run(found) if found else None
+
+
+def learned_before(base: Base, items: Sequence[Item]) -> list[str]:
+    """A warning, if the run behind the weights learned from some of these test rows."""
+    run = run_behind(base)
+    before = learned_by(run) if run else frozenset()
+    if known := sum(fingerprint(item.key) in before for item in items):
+        return [
+            f"warning: {known} of the {len(items)} test rows were learned from by {base.name}, so the figures flatter the model"
+        ]
+    return []
 
 
 def dump_items(items: Sequence[Item]) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run
-from danlu.core.types import IMAGE_TASKS
 
 
 if TYPE_CHECKING:
@@ -68,20 +67,14 @@ def serve(
 
 def answering(run: Run) -> Writer | Predictor:
     """The run's final model as the service asks it."""
-    from danlu.stages.load import open_final
-    from danlu.stages.predict import Classifier, Speaker
+    from danlu.stages.modality import modality
 
-    task = run.read("run.json").get("task")
+    task = run.read("run.json")["task"]
     if task == "gan":
         raise UserError(
             f"{run.path} makes images of nothing, it answers nobody", f"danlu predict {run.path} out=new.png"
         )
-    if task in IMAGE_TASKS:
-        from danlu.stages import images
-
-        return images.open_final(run)
-    opened = open_final(run)
-    return Classifier(opened) if opened.labels else Speaker(opened)
+    return modality(task).answering(run)
 
 
 def find(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:

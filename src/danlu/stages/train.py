@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import math
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,16 @@ from danlu.core.track import Tracker, read_lines
 from danlu.evaluation.overfitting import overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
-from danlu.stages import evaluate, gain, images, preflight, report
+from danlu.stages import evaluate, gain, preflight, report
 from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
 from danlu.stages.load import seal
-from danlu.stages.prepare import KEPT, LEARNED, Prepared, dump_items, fingerprint, lineage, number, prepare, read_as
+from danlu.stages.modality import modality
+from danlu.stages.prepare import KEPT, LEARNED, Prepared, Say, fingerprint, lineage, number, prepare
 from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
 from danlu.training.fit import State, Step, fit
 
 
-Say = Callable[[str], None]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """How a disk says that it takes no more."""
 
@@ -100,14 +99,7 @@ def begin(run: Run, prepared: Prepared, data: Any) -> None:
     """Everything a later resume or evaluation needs, before the first step."""
     folder = run.path / "data"
     folder.mkdir()
-    if prepared.config is not None:
-        images.keep(prepared, folder, everything=data is not None)
-    else:
-        for name in ("validation", "test"):
-            write_text(folder / f"{name}.jsonl", dump_items(prepared.items[name]))
-        if data is not None:
-            rows = (json.dumps(row.values, ensure_ascii=False, default=str) for row in prepared.sources["data"].rows)
-            write_text(folder / "data.jsonl", "".join(f"{row}\n" for row in rows))
+    modality(prepared.task).keep(prepared, folder, data is not None)
     if data is not None:
         run.update(kept_rows_sha256=sha256(kept_rows(run)))
     learned = sorted({fingerprint(item.key) for item in prepared.items["train"]})
@@ -148,8 +140,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
         longer = asked is not None and longer_than(run, written, asked)
         old = {entry["role"]: entry["sha256"] for entry in facts["lineage"]["data"]}
         if data is not None and asked is not None:
-            options = asked.experiment.data
-            handed = read_as(asked, data, options.max_rows)
+            handed = modality(facts["task"]).read(asked, data, asked.experiment.data.max_rows)
             if handed.sha256 != old["data"]:
                 raise UserError(
                     f"{run.path} began with other rows than the {handed.total} handed over now", "give another out="
@@ -229,21 +220,18 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
 def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
     """Once, before the first step: start/ holds what checkpoints do not, so that any of them can start another run."""
     place, building = run.path / "start", run.path / f".start-{os.getpid()}"
-    whole = prepared.config is not None
-    if place.is_dir() or (
-        not whole and prepared.experiment.model.method == "lora" and prepared.weights.adapter is not None
-    ):
+    lora = prepared.experiment.model.method == "lora"
+    if place.is_dir() or (lora and prepared.weights.adapter is not None):
         return
     for left in run.path.glob(".start-*"):  # of a process that was killed here
         shutil.rmtree(left)
     building.mkdir()
     prepared.processor.save(building)
-    if whole:
-        pretrained.save(built.model, building)
-    elif prepared.experiment.model.method == "lora":
+    if lora:
         adapter.save(built.model, building, prepared.weights.base)
     else:
-        pretrained.save(built.model, building, without=built.task.learners()["model"].parameters.keys())
+        trained = [name for learner in built.task.learners().values() for name in learner.parameters]
+        pretrained.save(built.model, building, without=trained)
     flush(building)
     building.rename(place)
 
@@ -299,9 +287,8 @@ def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tra
                 built.model, built.task.measures, batches, every, until, options.patience, tracker, best, progress.say
             )
         )
-    if prepared.config is not None and not prepared.labels:
-        chain.append(images.Samples(run.path, prepared, built.model, every, until))
     chain += [
+        *modality(prepared.task).watch(run.path, prepared, built.model, every, until),
         hooks.Save(run.checkpoints, every, until, tracker, best, clock),
         Page(run.path, every, progress.say),
         progress,
