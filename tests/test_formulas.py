@@ -33,6 +33,7 @@ from danlu.models.decoder import MLP, Decoder
 from danlu.models.encoder import ACTIVATIONS, Encoder
 from danlu.models.generate import Sampling, choose
 from danlu.models.generative import Discriminator
+from danlu.models.initialise import initialise as initialise_by_name
 from danlu.models.options import ModelOptions
 from danlu.models.vision import describe, from_config, initialise
 from danlu.stages.build import class_weights
@@ -41,7 +42,7 @@ from danlu.tasks.generative import Adversarial, Autoencoding
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training.fit import PrivateSum, State, Update, fit
-from danlu.training.optimizer import optimizer, schedule
+from danlu.training.optimizer import optimizer, orthogonalised, schedule
 from danlu.training.options import TrainingOptions
 
 
@@ -716,6 +717,47 @@ def test_initial_weights() -> None:
             assert abs(w).max() <= u * (1 + 1e-6) if u else abs(w).max() > 3 * math.sqrt(variance)
 
 
+def deviates(w: np.ndarray, deviation: float) -> None:
+    """Of mean 0 and this standard deviation, to five deviations of what so many numbers can say."""
+    assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
+    assert (w**2).mean() == pytest.approx(deviation**2, rel=5 * math.sqrt(2 / w.size))
+
+
+def test_named_initial_weights() -> None:
+    parts = nn.ModuleList([nn.Linear(300, 500), nn.Conv2d(40, 90, 3), nn.ConvTranspose2d(70, 30, 4)])
+    sides = [(300, 500), (40 * 9, 90 * 9), (70 * 16, 30 * 16)]
+    rules: dict[str, Callable[[int, int], float]] = {
+        "normal": lambda n, m: 0.02,
+        "xavier_uniform": lambda n, m: math.sqrt(2 / (n + m)),
+        "kaiming_normal": lambda n, m: math.sqrt(2 / n),
+    }
+    for name, rule in rules.items():
+        initialise_by_name(parts, name, 1)
+        for part, (n, m) in zip(parts, sides, strict=True):
+            w = plain(part.weight)
+            deviates(w, rule(n, m))
+            assert (plain(part.bias) == 0).all()
+            u = math.sqrt(6 / (n + m))
+            assert abs(w).max() <= u * (1 + 1e-6) if name == "xavier_uniform" else abs(w).max() > 3 * rule(n, m)
+    initialise_by_name(parts, "orthogonal", 1)
+    linear, kernel, transposed = (plain(part.weight) for part in parts)
+    same(linear.T @ linear, np.eye(300), FLOAT32)  # 500 rows of 300: its columns
+    same(kernel.reshape(90, -1) @ kernel.reshape(90, -1).T, np.eye(90), FLOAT32)
+    turned = transposed.swapaxes(0, 1).reshape(30, -1)
+    same(turned @ turned.T, np.eye(30), FLOAT32)
+
+    L = 3
+    config = {"model_type": "llama", "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96}
+    model = Decoder(config | {"num_hidden_layers": L, "num_attention_heads": 4})
+    initialise_by_name(model, "gpt2", 1)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            residual = "o_proj" in name or "down_proj" in name
+            deviates(plain(parameter), 0.02 / math.sqrt(2 * L) if residual else 0.02)
+        else:
+            assert (plain(parameter) == 1).all()  # norms
+
+
 def test_swiglu() -> None:
     mlp = shaken(MLP({"hidden_size": 6, "intermediate_size": 10, "mlp_bias": False}))
     gate, up, down = (plain(part.weight) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
@@ -887,11 +929,16 @@ def check(found: dict[str, np.ndarray], rule: Rule, *wrong: Rule) -> None:
 
 
 def sgd(
-    theta: np.ndarray, gradients: list[np.ndarray], decay: float, share: float = 1.0, inside: bool = False
+    theta: np.ndarray,
+    gradients: list[np.ndarray],
+    decay: float,
+    mu: float = 0.8,
+    share: float = 1.0,
+    inside: bool = False,
 ) -> np.ndarray:
     v = np.zeros_like(theta)
     for g, rate in zip(gradients, RATES, strict=True):
-        v = 0.8 * v + (rate if inside else share) * (g + decay * theta)
+        v = mu * v + (rate if inside else share) * (g + decay * theta)
         theta = theta - (v if inside else rate * v)
     return theta
 
@@ -899,6 +946,22 @@ def sgd(
 def test_stochastic_gradient_descent() -> None:
     found = descend(optimizer="sgd", momentum=0.8, weight_decay=DECAY)
     check(found, sgd, partial(sgd, share=1 - 0.8), partial(sgd, inside=True))
+    check(descend(optimizer="sgd", momentum=0, weight_decay=DECAY), partial(sgd, mu=0.0), sgd)
+    check(descend(optimizer="sgd", weight_decay=DECAY), partial(sgd, mu=0.9), sgd)
+
+
+def nesterov(theta: np.ndarray, gradients: list[np.ndarray], decay: float, late: bool = False) -> np.ndarray:
+    v = np.zeros_like(theta)
+    for g, rate in zip(gradients, RATES, strict=True):
+        whole, old = g + decay * theta, v
+        v = 0.8 * v + whole
+        theta = theta - rate * (whole + 0.8 * (old if late else v))
+    return theta
+
+
+def test_nesterovs_momentum() -> None:
+    found = descend(optimizer="sgd", momentum=0.8, nesterov=True, weight_decay=DECAY)
+    check(found, nesterov, partial(nesterov, late=True), sgd)
 
 
 def adam(
@@ -933,17 +996,55 @@ def test_adamw() -> None:
     check(found, partial(adam, decoupled=True), adam)
 
 
+def muon(
+    theta: np.ndarray,
+    gradients: list[np.ndarray],
+    decay: float,
+    long: bool = True,
+    ahead: bool = True,
+    by_largest: bool = False,
+) -> np.ndarray:
+    B, (n, m) = np.zeros_like(theta), theta.shape
+    for g, rate in zip(gradients, RATES, strict=True):
+        B = 0.8 * B + (1 - 0.8) * g
+        G = (1 - 0.8) * g + 0.8 * B if ahead else B
+        X = G / (np.abs(G).max() if by_largest else norm_of([G]))
+        for _ in range(5):
+            X = 3.4445 * X - 4.7750 * X @ X.T @ X + 2.0315 * X @ X.T @ X @ X.T @ X
+        theta = theta - rate * decay * theta - (0.2 * math.sqrt(max(n, m)) if long else 1.0) * rate * X
+    return theta
+
+
+def test_muon() -> None:
+    found = descend(optimizer="muon", momentum=0.8, beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=DECAY)
+    vector = [numbers(4, seed=t) for t in range(1, 6)]
+    same(found["vector"], adam(START["vector"], vector, 0.0, decoupled=True))
+    matrix = START["matrix"], [numbers(3, 2, seed=t) for t in range(1, 6)]
+    same(found["matrix"], muon(*matrix, DECAY))
+    with np.errstate(all="ignore"):
+        for wrong in (partial(muon, long=False), partial(muon, ahead=False), partial(muon, by_largest=True), adam):
+            unlike(found["matrix"], wrong(*matrix, DECAY))
+    unlike(found["matrix"], muon(*matrix, 0.0))
+    for sides in ((30, 20), (20, 30), (9, 30)):
+        values = np.linalg.svd(plain(orthogonalised(tensor(numbers(*sides)))), compute_uv=False)
+        assert min(values) > 0.68 and max(values) < 1.21 < np.linalg.svd(numbers(*sides), compute_uv=False).max()
+
+
 def test_moving_average_of_the_weights() -> None:
-    beta = 0.9
+    beta = 0.3
     average: dict[str, Tensor] = {}
-    _, after = train(Given(), steps=4, ema=beta, average=average)
-    a, from_zero = after[0], np.zeros_like(after[0])
-    for theta in after[1:]:
-        a = beta * a + (1 - beta) * theta
+    _, after = train(Given(), steps=5, ema=beta, average=average)
+    a, from_zero, at_once = after[0], np.zeros_like(after[0]), after[0]
+    for t, theta in enumerate(after[1:], 2):
+        b = min(beta, t / (9 + t))
+        a = b * a + (1 - b) * theta
         from_zero = beta * from_zero + (1 - beta) * theta
+        at_once = beta * at_once + (1 - beta) * theta
     same(average["scores"], a)
     unlike(average["scores"], from_zero)
+    unlike(average["scores"], at_once)
     unlike(average["scores"], after[-1])
+    assert 0.72 < 0.999**300 < 0.75
 
 
 def test_private_gradients() -> None:
@@ -983,17 +1084,19 @@ def test_warm_up() -> None:
 def test_linear_cosine_and_wsd() -> None:
     S, w = 40, 0.25
     W = round(w * S)
-    rules: dict[str, Callable[[float], float]] = {
-        "linear": lambda d: 1 - d,
-        "cosine": lambda d: 0.1 + 0.9 * (1 + math.cos(math.pi * d)) / 2,
-        "wsd": lambda d: min(1.0, (1 - d) / 0.2),
+    rules: dict[str, Callable[[float, float], float]] = {
+        "linear": lambda d, e: e + (1 - e) * (1 - d),
+        "cosine": lambda d, e: e + (1 - e) * (1 + math.cos(math.pi * d)) / 2,
+        "wsd": lambda d, e: e + (1 - e) * min(1.0, (1 - d) / 0.2),
     }
     for kind, rule in rules.items():
-        factor = schedule(kind, S, w)
-        found = [factor(s) for s in range(W, S)]
-        same(found, [rule((s - W) / (S - W)) for s in range(W, S)])
-        unlike(found, [rule(s / S) for s in range(W, S)])
-        assert factor(S) == factor(S + 9) == pytest.approx(rule(1.0))
+        for asked in (None, 0.0, 0.3):
+            e = asked if asked is not None else 0.1 if kind == "cosine" else 0.0
+            factor = schedule(kind, S, w, asked)
+            found = [factor(s) for s in range(W, S)]
+            same(found, [rule((s - W) / (S - W), e) for s in range(W, S)])
+            unlike(found, [rule(s / S, e) for s in range(W, S)])
+            assert factor(S) == factor(S + 9) == pytest.approx(e)
 
 
 # -------------------------------------------------------------------------------------------------------------- adapters

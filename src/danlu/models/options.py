@@ -17,6 +17,11 @@ class ModelOptions:
         "a catalogue name (`danlu models`), a folder, a hub name, an earlier run or one of its checkpoints; "
         "for images also an architecture with random weights: mlp, vgg11, resnet18, vit. Also written init=",
     )
+    initialise: str | None = option(
+        None,
+        "from random weights: how they are drawn; unless set, as the architecture's paper has it",
+        choices=("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2"),
+    )
     method: str | None = option(
         None,
         "what is trained: lora (small matrices beside frozen weights) or full",

@@ -1,0 +1,85 @@
+"""Initial weights by name, of any network, from a seed alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from danlu.core.errors import UserError, nearest
+
+
+DEVIATION = 0.02
+"""Standard deviation of `normal`, of `gpt2` and of every embedding."""
+RESIDUAL = re.compile(r"(^|\.)(o_proj|down_proj|c_proj|out_proj|fc2|output\.dense)$")
+"""Layers whose output is added to what goes past them, under the names that transformers gives them."""
+
+Draw = Callable[[Tensor, torch.Generator], Any]
+
+INITIALISATIONS: dict[str, Draw] = {
+    "normal": lambda w, rng: nn.init.normal_(w, std=DEVIATION, generator=rng),
+    "xavier_uniform": lambda w, rng: nn.init.xavier_uniform_(w, generator=rng),
+    "kaiming_normal": lambda w, rng: nn.init.kaiming_normal_(w, nonlinearity="relu", generator=rng),
+    "orthogonal": lambda w, rng: nn.init.orthogonal_(w, generator=rng),
+    "gpt2": lambda w, rng: nn.init.normal_(w, std=DEVIATION, generator=rng),
+}
+"""name -> what fills a weight [outputs, inputs, …] in place"""
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, name: str, seed: int) -> None:
+    """Draw the weights of all linear layers, convolutions and embeddings anew, in place; biases 0. Equal for equal seeds, bit for bit.
+
+    `normal`: standard deviation 0.02 (Devlin et al. 2019). `xavier_uniform`: variance 2 / (inputs + outputs) (Glorot and Bengio 2010).
+    `kaiming_normal`: variance 2 / inputs (He et al. 2015). `orthogonal`: orthonormal rows, or columns where there are more rows (Saxe
+    et al. 2014). `gpt2`: as `normal`, and layers that write into the residual stream, `n` of them, 0.02 / sqrt(n) (Radford et al. 2019).
+
+    Embeddings are normal(0, 0.02) whatever the name: a row of theirs is picked, not summed over inputs. An output matrix that is the
+    embedding keeps the embedding's weights. Norms, and positions that are no layer, stay as they are.
+
+    Raises:
+        UserError: there is no such initialisation, or `gpt2` finds no residual layers in the model.
+    """
+    if name not in INITIALISATIONS:
+        listed = ", ".join(INITIALISATIONS)
+        raise UserError(f"initialise: found {name!r}, expected one of {listed}", nearest(name, INITIALISATIONS))
+    layers = {path: each for path, each in model.named_modules() if isinstance(each, (*WEIGHTED, *TRANSPOSED))}
+    residual = {path for path in layers if RESIDUAL.search(path)}
+    if name == "gpt2" and not residual:
+        raise UserError(
+            f"initialise=gpt2: {type(model).__name__} has no layers named o_proj, down_proj or alike",
+            "choose normal, or another initialisation",
+        )
+    rng = torch.Generator().manual_seed(seed)
+    tables = {id(each.weight): each for each in model.modules() if isinstance(each, nn.Embedding)}
+    for table in tables.values():
+        _fill(table.weight, INITIALISATIONS["normal"], rng)
+        if table.padding_idx is not None:
+            table.weight[table.padding_idx] = 0
+    for path, layer in layers.items():
+        normalised = parametrize.is_parametrized(layer, "weight")
+        weight = cast(Any, layer).parametrizations.weight.original if normalised else layer.weight
+        if id(weight) not in tables:
+            turned = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
+            scale = 1 / math.sqrt(len(residual)) if name == "gpt2" and path in residual else 1.0
+            _fill(turned, INITIALISATIONS[name], rng, scale)
+        if layer.bias is not None:
+            layer.bias.zero_()
+        for _ in range(
+            15 * normalised
+        ):  # as at its making: looking at it brings spectral normalisation nearer to the weight
+            layer.weight  # noqa: B018
+
+
+def _fill(weight: Tensor, draw: Draw, rng: torch.Generator, scale: float = 1.0) -> None:
+    """Drawn in float32 on the CPU, so that neither the device nor the type of the weight changes what is drawn."""
+    drawn = torch.empty(weight.shape)
+    draw(drawn, rng)
+    weight.copy_(drawn * scale)
