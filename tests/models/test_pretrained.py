@@ -247,6 +247,13 @@ def test_a_pickle_is_never_read(llama: Path, cache: Path) -> None:
             attempt()
 
 
+def test_more_layers_than_tensors_are_refused_before_they_are_made(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10_000}))
+    with pytest.raises(UserError, match=r"num_hidden_layers is 10000, but the weights are \d+ tensors"):
+        load(llama, task="language")
+
+
 def test_what_is_missing_unknown_or_of_another_shape_is_named(llama: Path) -> None:
     file = llama / "model.safetensors"
     whole = load_file(file)
@@ -382,6 +389,13 @@ def test_another_architecture_goes_through_transformers(tmp_path: Path) -> None:
     assert again.config["id2label"] == {0: "a", 1: "b", 2: "c"}
     others = load(tmp_path / "saved", task="classification", labels=["x", "y", "z"], seed=1, log=said.append)
     assert not torch.equal(logits(first), logits(others))
+    for changed, message in (
+        ({"n_layer": 10**9}, r"config\.json: n_layer is 1000000000, but the weights are \d+ tensors"),
+        ({"n_inner": 10**12}, r"asks for a network of [\d,]{16,} parameters, and the weights hold [\d,]{5}"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | changed))
+        with pytest.raises(UserError, match=message):
+            load(tmp_path, task="language")
 
 
 def test_code_and_pickles_beside_another_architecture_are_never_run(tmp_path: Path) -> None:

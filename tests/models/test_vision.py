@@ -462,6 +462,31 @@ def test_a_config_that_says_nonsense_is_one_clear_error(tmp_path: Path) -> None:
             load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("vgg", {"depths": [1, 10**12]}, r"config\.json: depths is .*, but the weights are \d+ tensors"),
+        ("vit", {"num_hidden_layers": 10**9}, r"config\.json: num_hidden_layers is 1000000000, but the weights are"),
+        ("vit", {"intermediate_size": 10**12}, r"asks for a network of [\d,]{16,} parameters, and the weights hold \d"),
+        ("resnet", {"hidden_sizes": [8, 10**6]}, "asks for a network of"),
+    ],
+)
+def test_a_config_far_larger_than_its_weights_is_refused(kind, changed, message, tmp_path) -> None:
+    save(from_config(SMALL[kind]), tmp_path)
+    rewrite(tmp_path, **{**SMALL[kind], **changed})
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_random_weights_the_machine_cannot_train_are_refused() -> None:
+    config = describe("mlp", channels=1, size=8, labels=LABELS, hidden=[65_536] * 400)
+    with pytest.raises(
+        UserError, match=r"takes 27,\d+ GB to train \(16 bytes each\), and this machine has \d+"
+    ) as caught:
+        from_config(config)
+    assert "parameters fit" in caught.value.fix
+
+
 def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
     network = of_transformers("vit")
     network.save_pretrained(tmp_path)  # type: ignore[operator]

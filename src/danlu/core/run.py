@@ -30,14 +30,14 @@ _SETTINGS: dict[str, Any] = {
 _OF_TEXTS = {"text": _TEXT, "system": _TEXT, "answers": range(10**15), "answer_tokens": _SOME[0], "max_tokens": _SOME}
 
 
-def _settings(used: Any) -> dict[str, Any]:
-    """What experiment.json holds of its settings, by the task."""
-    task = used.get("task") if isinstance(used, dict) else None
+def _experiment(found: Any) -> dict[str, Any]:
+    """What experiment.json holds: the settings of its task, and all that were asked for."""
+    asked, used = (each if isinstance(each := found.get(key), dict) else {} for key in ("asked", "used"))
+    task = used.get("task")
     images = isinstance(task, dict) and task.get("value") in IMAGE_TASKS
-    kinds = _SETTINGS | ({"image": _TEXT} if images else _OF_TEXTS)
-    return {key: {"value": kind, "origin": str} for key, kind in kinds.items()} | {
-        "*": {"value": object, "origin": str}
-    }
+    kinds = dict.fromkeys(asked, object) | _SETTINGS | ({"image": _TEXT} if images else _OF_TEXTS)
+    settings = {key: {"value": kind, "origin": str} for key, kind in kinds.items()}
+    return {"recipe": str, "asked": dict, "used": settings | {"*": {"value": object, "origin": str}}}
 
 
 _FIGURE = dict.fromkeys(("value", "low", "high"), _NUMBER)
@@ -53,7 +53,7 @@ HOLDS: dict[str, Any] = {
             "data": [{"role": str, "name": str, "sha256": str, "licence?": _TEXT, "rows?": int, "format?": str}],
         },
     },
-    "experiment.json": {"recipe": str, "asked": dict, "used": _settings},
+    "experiment.json": _experiment,
     "data.json": {
         "expected?": {"seconds_per_step": float}, "leaks?": int, "overfitting?": str, "notes?": [str],
         "rows?": {"read": int, "kept": int, "dropped": _LEFT_OUT}, "splits?": {"*": int}, "truncated?": {"*": int},

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,13 @@ OTHER_TASK = {
     "language": re.compile(r"^(score|classifier|cls\.seq_relationship)\.|\.pooler\."),
 }
 TIED = re.compile(r"^lm_head\.weight$|^(lm_head|cls\.predictions)\.decoder\.(weight|bias)$")
+
+REPEATED = re.compile(
+    r"(num|n|encoder|decoder)_(hidden_|encoder_|decoder_)?layers?|depths|(num|n)_(local_|routed_)?experts"
+)
+"""What config.json calls how often a part is repeated: one number, or one a stage."""
+SPARE = 10_000_000
+"""Parameters that a network may have beyond twice those of its files: heads to be drawn anew."""
 
 DROPOUTS = (
     "attention_dropout",
@@ -382,6 +390,47 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def check_repeats(config: Mapping[str, Any], folder: Path) -> None:
+    """Each layer and each expert has a tensor at least. Looked at before even an empty network is made, which could go on for ever.
+
+    Raises:
+        UserError: config.json asks for more of them than there are tensors.
+    """
+    most = 64 + sum(len(shapes(file)) for file in weight_files(folder))  # 64: some networks use one layer again
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_repeats(value, folder)
+        counts = value if isinstance(value, list) else [value]
+        if REPEATED.fullmatch(key) and sum(each for each in counts if isinstance(each, int)) > most:
+            raise UserError(
+                f"{folder / 'config.json'}: {key} is {str(value)[:80]}, but the weights are {most - 64:,} tensors",
+                "weights and config.json must be of one model: copy or fetch both again",
+            )
+
+
+def check_parameters(make: Callable[[], nn.Module], folder: Path) -> None:
+    """Compare the network that config.json asks for with what the weight files hold; nothing is allocated.
+
+    make: makes it, empty. Raises UserError for one far too large: what is not in the files would be drawn at random.
+    """
+    import torch
+
+    with torch.device("meta"):
+        asked = sum(parameter.numel() for parameter in make().parameters())
+    held = sum(math.prod(shape) for file in weight_files(folder) for shape in shapes(file).values())
+    if asked > 2 * held + SPARE:
+        raise UserError(
+            f"{folder / 'config.json'} asks for a network of {asked:,} parameters, and the weights hold {held:,}",
+            "weights and config.json must be of one model: copy or fetch both again",
+        )
+
+
+def shapes(file: Path) -> dict[str, list[int]]:
+    """Of the tensors in a weight file, from its header."""
+    with _safe_open(file) as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+
+
 def weights_sha256(folder: Path) -> str:
     """`Base.sha256` of a folder; remembered in the cache."""
     files = weight_files(folder)
@@ -421,6 +470,7 @@ def load(
     if labels is not None:
         config |= label_keys(labels)
     fresh_head = task == "classification" and labels is not None and old != list(labels)
+    check_repeats(config, folder)
     if own is None:
         return _load_foreign(folder, config, task, fresh_head, dropout, dtype, seed, log)
     ending = {
@@ -489,28 +539,21 @@ def read_weights(
     dtype: torch.dtype | None,
 ) -> tuple[dict[str, torch.Tensor], set[str]]:
     """(the wanted tensors as `dtype`, None as they are; the names of all others). Copied out of the files, which may be replaced meanwhile."""
-    from safetensors import SafetensorError
-
     state: dict[str, torch.Tensor] = {}
     extra, wrong = set(), []
     with ExitStack() as open_files:
         for path in files:
-            try:
-                file = open_files.enter_context(_safe_open(path))
-                for raw, name in rename(list(file.keys())).items():
-                    if name not in wanted or name in skip:
-                        extra.add(name)
-                    elif (shape := tuple(file.get_slice(raw).get_shape())) != wanted[name]:
-                        wrong.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
-                    else:
-                        tensor = file.get_tensor(raw)
-                        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-                            wrong.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
-                        state[name] = tensor.to(dtype or tensor.dtype, copy=True)
-            except SafetensorError as error:
-                raise UserError(
-                    f"{path} is damaged, most likely cut short: {error}", "copy or fetch the model again"
-                ) from error
+            file = open_files.enter_context(_safe_open(path))
+            for raw, name in rename(list(file.keys())).items():
+                if name not in wanted or name in skip:
+                    extra.add(name)
+                elif (shape := tuple(file.get_slice(raw).get_shape())) != wanted[name]:
+                    wrong.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
+                else:
+                    tensor = file.get_tensor(raw)
+                    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+                        wrong.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
+                    state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     if wrong:
         raise UserError(
             f"{files[0].parent}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}",
@@ -520,9 +563,14 @@ def read_weights(
 
 
 def _safe_open(path: Path) -> Any:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    return safe_open(path, "pt")
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is damaged, most likely cut short: {error}", "copy or fetch the model again"
+        ) from error
 
 
 def _decoder_names(names: list[str]) -> dict[str, str]:
@@ -614,13 +662,13 @@ def _load_foreign(
 
     from danlu.models.foreign import Foreign
 
-    weight_files(folder)  # there are safetensors, or an error that says why not
     factory, config = _transformers_class(folder, settings, task)
     for key in DROPOUTS:
         if dropout is not None and hasattr(config, key):
             setattr(config, key, dropout)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
+            check_parameters(partial(factory.from_config, config), folder)
             torch.manual_seed(seed)
             network, report = factory.from_pretrained(
                 folder,

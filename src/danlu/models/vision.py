@@ -16,11 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from danlu.core.device import machine
 from danlu.core.errors import UserError, nearest, reading
 from danlu.models.blocks import count_labels
 from danlu.models.pretrained import (
     DROPOUTS,
     Log,
+    check_parameters,
+    check_repeats,
     label_keys,
     labels_of,
     misfit,
@@ -277,6 +280,8 @@ class Transformers(Network):
 
 OWN = ("danlu_mlp", "vgg", "danlu_autoencoder", "danlu_gan")
 """What is not transformers'."""
+TRAINING_BYTES = 16
+"""A parameter's weight, gradient and Adam's two moments in float32."""
 LEFT_OUT = re.compile(r"^(decoder|generator|discriminator\.score)\.|(^|\.)(pooler\.|mask_token$)")
 """Weights of what was learned before that a classifier has no use for."""
 
@@ -287,8 +292,19 @@ def from_config(config: Mapping[str, Any], labels: Sequence[str] | None = None, 
     Ours are drawn by `initialise` and, for images, as `models/generative.py` says; ResNet by transformers as He et al. 2015 (normal,
     2 / outputs), ViT as Dosovitskiy et al. 2021 (normal, 0.02). labels: None takes the config's; an autoencoder or a pair with labels is
     its encoder or its discriminator, with a head. Heads: see `draw_head`.
+
+    Raises:
+        UserError: to train it takes more memory than the machine has; known before anything is allocated.
     """
     config = dict(config) | (label_keys(labels) if labels else {})
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in _build(config).parameters())
+    if needed > (most := (memory := machine().memory_total) // TRAINING_BYTES):
+        raise UserError(
+            f"a network of {needed:,} parameters takes {needed * TRAINING_BYTES / 1e9:,.0f} GB to train"
+            f" ({TRAINING_BYTES} bytes each), and this machine has {memory / 1e9:,.0f} GB",
+            f"at most {most:,} parameters fit: a smaller architecture, or smaller hidden=, code= or image_size=",
+        )
     with _seeded(seed):
         network = _build(config)
     if network.head is not None:
@@ -346,6 +362,7 @@ def load(
     config = read_json(folder / "config.json")
     files = weight_files(folder)
     with reading(folder):
+        check_repeats(config, folder)
         old = labels_of(config)
         wanted_labels = list(labels) if labels else old
         fresh = wanted_labels is not None and (new_head or wanted_labels != old)
@@ -400,6 +417,7 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
     from transformers import AutoModelForImageClassification
 
     with quiet(), _seeded(seed):
+        check_parameters(lambda: AutoModelForImageClassification.from_config(settings), folder)
         found, report = AutoModelForImageClassification.from_pretrained(
             folder,
             config=settings,
