@@ -72,8 +72,11 @@ def task_of(prepared: Prepared, model: Any) -> Any:
         return Learner(
             parameters=mine,
             optimizer=optimizer.optimizer(mine, options, float(options.learning_rate or 0)),
-            schedule=optimizer.schedule(options.schedule, number(options.steps or 1), options.warmup),
+            schedule=optimizer.schedule(
+                options.schedule, number(options.steps or 1), options.warmup, options.final_rate
+            ),
             clip=options.clip or None,
+            ema=options.ema,
         )
 
     asked = prepared.experiment.task

@@ -12,7 +12,7 @@ import torch
 
 from danlu.data.images import Pictures
 from danlu.stages.prepare import Prepared
-from danlu.training.fit import State, Step
+from danlu.training.fit import State, Step, averaged
 
 
 SHOWN = 8
@@ -33,7 +33,8 @@ class Samples:
         if state.step == 1 or state.step % self.every == 0 or state.step == self.until:
             rows = self.prepared.rows["validation"]
             rows = rows if len(rows) else self.prepared.rows["train"]
-            images = grid_of(self.model, rows, self.prepared.experiment.task.noise)
+            with averaged(state.task.learners()):
+                images = grid_of(self.model, rows, self.prepared.experiment.task.noise)
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             (folder / f"step-{state.step:08d}.png").write_bytes(png(tiled(images)))

@@ -33,7 +33,7 @@ from danlu.stages.modality import modality
 from danlu.stages.prepare import KEPT, LEARNED, Prepared, Say, fingerprint, lineage, number, prepare
 from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
-from danlu.training.fit import State, Step, fit
+from danlu.training.fit import State, Step, fit, swap_averages
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -246,7 +246,7 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
         prepared = with_steps(prepared, Setting(steps, reason))
         write_settings(run, prepared)
         for learner in built.task.learners().values():
-            learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup)
+            learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup, options.final_rate)
     until = number(prepared.experiment.training.steps)
     seconds = expected["seconds_per_step"] * until
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
@@ -319,6 +319,7 @@ def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, c
     if said := overfitting(read_lines(run.path / "metrics.jsonl"), used, prepared.steps_per_epoch):
         say(said)
         run.write("data.json", {**run.read("data.json"), "overfitting": said})
+    swap_averages(built.task.learners())
     save_final(run, prepared, built)
     if prepared.items["test"]:
         evaluate.at_the_end(run, prepared, say)
