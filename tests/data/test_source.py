@@ -82,7 +82,31 @@ def test_line_numbers_count_blank_lines_and_records_do_not(tmp_path):
     assert [row.number for row in source.rows] == [1, 2]
 
 
+TEXT = {
+    "blocks.txt": ("\ufeffone\n  two\n\n \t\n你好\n\n\n", ["one\n  two", "你好"], [1, 5], "text, a document between blank lines"),
+    "lines.txt": ("\n\none\ntwo\r\nthree\n\n\n", ["one", "two", "three"], [3, 4, 5], "text, a document a line"),
+    "braces.txt": ("{one}\n{two}", ["{one}", "{two}"], [1, 2], "text, a document a line"),
+    "page.md": ("# One\n\ntwo\n", ["# One\n\ntwo"], [1], "Markdown, one document"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("name", TEXT)
+def test_text_is_documents_between_blank_lines_or_lines(tmp_path, name, packed):
+    content, texts, numbers, expected = TEXT[name]
+    source = read(write(tmp_path, name + packed, content))
+    assert [row.values for row in source.rows] == [{"text": text} for text in texts]
+    assert [row.place for row in source.rows] == [f"{name}{packed}:{number}" for number in numbers]
+    assert (source.format, source.total) == (expected, len(texts))
+
+
+def test_records_in_a_text_file_are_records(tmp_path):
+    assert read(write(tmp_path, "a.txt", jsonl())).format == "JSONL"
+
+
 BAD = {
+    "nul.txt": ("one\ntwo\n\nthr\0ee\n\nfour\n", "nul.txt:4", "NUL byte at byte 4"),
+    "latin.txt": (b"one\n\ntwo\ncaf\xe9 noir\n\nfour\n", "latin.txt:4", "WINDOWS-1252"),
     "broken.jsonl": ('{"a": 1}\n{"a": 2,}\n{"a": 3}\n', "broken.jsonl:2", "column 9"),
     "cut.jsonl": ('{"a": 1}\n{"a": "two\n{"a": 3}\n', "cut.jsonl:2", "broken JSON"),
     "list.jsonl": ('{"a": 1}\n[1, 2]\n{"a": 3}\n', "list.jsonl:2", "found a list"),
@@ -126,6 +150,9 @@ def test_an_unclosed_quote_is_named_where_it_opens(tmp_path):
 WHOLE = {
     "empty.jsonl": ("", "empty"),
     "blank.jsonl": ("\n\n", "no row"),
+    "blank.txt": ("\n \n", "no row"),
+    "blank.md": ("\n \n", "no row"),
+    "utf16.txt": ("one two\n".encode("utf-16"), "found UTF-16 text"),
     "header.csv": ("a,b\n", "no row"),
     "nothing.json": ("[]", "no row"),
     "twice.csv": ("a,b,a\n1,2,3\n", "column 'a' stands 2 times"),
@@ -296,7 +323,7 @@ def test_cell_names_the_row():
             cell(source.rows[row], name)
 
 
-@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
+@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz", "a.txt", "a.md"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_a_user_error_is_raised_and_every_row_is_accounted_for(
     tmp_path, content, name, start, bad_rows

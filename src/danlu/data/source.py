@@ -24,6 +24,7 @@ from danlu.core.errors import UserError, nearest
 
 FORMATS = {
     ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".tab": "TSV", ".parquet": "Parquet", ".pq": "Parquet",
+    ".txt": "text", ".md": "Markdown",
 }  # fmt: skip
 SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them"
 PACKED = {
@@ -41,7 +42,7 @@ PACKED = {
 class Row:
     """One record.
 
-    number: the line in the file for JSONL; for everything else the record's number, from 1.
+    number: the line in the file for JSONL and text (a document's first line); for everything else the record's number, from 1.
     where: what stands before the number in an error: `my.jsonl:` or `my.csv record `.
     """
 
@@ -133,7 +134,10 @@ class _Collected:
 
 
 def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> Source:
-    """Records from a path (JSONL, JSON array, CSV, TSV, Parquet; each also `.gz`) or from Python.
+    """Records from a path (text, JSONL, JSON array, CSV, TSV, Parquet; each also `.gz`) or from Python.
+
+    Text (`.txt`) has one column, `text`: a document is a block between blank lines, or a line if no two lines have a blank
+    one between them. `.md` is one document. Which it was, `format` says.
 
     Python data: a pandas or polars DataFrame, an Arrow table, an iterable of dicts, or a dict of equally long columns.
     bad_rows: `error` raises at the first row that cannot be read, `skip` leaves it out and lists it in `rejected`.
@@ -231,6 +235,10 @@ def _read_file(path: Path, bad_rows: str, max_rows: int | None) -> Source:
                 _json_array(stream, path, found)
             elif kind == "JSONL":
                 _jsonl(_lines(stream, path), found)
+            elif kind == "text":
+                kind = _text(_lines(stream, path), found)
+            elif kind == "Markdown":
+                kind = _document(_lines(stream, path), found, kind)
             else:
                 kind = _csv(_lines(stream, path), kind, found)
             return found.source(raw.finish(), kind)
@@ -279,7 +287,7 @@ def _format(path: Path, head: bytes) -> str:
         return "Parquet"
     for mark, (what, fix) in PACKED.items():
         if head.startswith(mark):
-            raise UserError(f"{path.name}: found {what}, expected JSONL, CSV or Parquet", fix)
+            raise UserError(f"{path.name}: found {what}, expected text, JSONL, CSV or Parquet", fix)
     known = FORMATS.get(_suffix(path))
     if known == "Parquet":
         raise UserError(
@@ -287,6 +295,8 @@ def _format(path: Path, head: bytes) -> str:
             "export it again, or give the file the extension of what it is (.jsonl, .csv)",
         )
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if known == "text" and _json_line(text):
+        return "JSONL"
     if known == "JSON" or known is None:
         if text.startswith(b"["):
             return "JSON"
@@ -299,9 +309,16 @@ def _format(path: Path, head: bytes) -> str:
             return "CSV"
         raise UserError(
             f"{path.name}: not recognised as JSONL, CSV, TSV or Parquet; it starts with {head[:40]!r}",
-            "give the file the extension of what it is: .jsonl, .csv, .tsv or .parquet",
+            "give the file the extension of what it is: .txt, .jsonl, .csv, .tsv or .parquet",
         )
     return known
+
+
+def _json_line(text: bytes) -> bool:
+    try:
+        return text.startswith(b"{") and isinstance(json.loads(text.split(b"\n", 1)[0]), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _utf16(head: bytes) -> str:
@@ -382,6 +399,51 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Path, utf8_seen: bool
         f"{where}; it looks like {encoding} ({near!r})",
         f"{_iconv(path, encoding)} (or set bad_rows=skip to leave such rows out)",
     )
+
+
+def _text(lines: Iterable[tuple[int, str | _RowError]], found: _Collected) -> str:
+    """Documents between blank lines. Until the first of those, every line may be a document of its own."""
+    block: list[tuple[int, str | _RowError]] = []
+    blocks = gap = False
+    for number, line in lines:
+        if isinstance(line, str) and not line.strip():
+            gap = bool(block)
+            continue
+        if gap:  # a blank line between two others
+            blocks, gap = True, False
+            _add_text(block, found)
+            block = []
+        block.append((number, line))
+    if blocks:
+        _add_text(block, found)
+        return "text, a document between blank lines"
+    for pair in block:
+        _add_text([pair], found)
+    return "text, a document a line"
+
+
+def _document(lines: Iterable[tuple[int, str | _RowError]], found: _Collected, kind: str) -> str:
+    block = list(lines)
+    while block and isinstance(block[-1][1], str) and not block[-1][1].strip():
+        block.pop()
+    if block:
+        _add_text(block, found)
+    return f"{kind}, one document"
+
+
+def _add_text(block: list[tuple[int, str | _RowError]], found: _Collected) -> None:
+    where = f"{found.name}:"
+    number = next((number for number, line in block if isinstance(line, _RowError)), block[0][0])
+    found.add(block[0][0], where, f"{where}{number}", partial(_text_row, block))
+
+
+def _text_row(block: list[tuple[int, str | _RowError]]) -> dict[str, Any]:
+    lines = []
+    for _, line in block:
+        if isinstance(line, _RowError):
+            raise line
+        lines.append(line.rstrip("\r\n"))
+    return {"text": "\n".join(lines)}
 
 
 def _jsonl(lines: Iterable[tuple[int, str | _RowError]], found: _Collected) -> None:
