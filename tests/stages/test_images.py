@@ -97,6 +97,11 @@ def test_pretrained_weights_are_worth_what_is_measured(pretrain, danlu, tmp_path
     assert "learning_rate = 0.0001  (derived: a tenth of 0.001, the rate of its pretraining" in result.out
     assert "learning rate: 0.001 in pretraining, 0.0001 now" in result.out
     facts = json.loads((tmp_path / "c" / "run.json").read_text())
+    card = (tmp_path / "c" / "model" / "README.md").read_text()
+    assert "- base model `ae`, " in card and "- data of `ae` `" in card and str(tmp_path) not in card
+    assert result.out.count("warning: Only 30 test images: a share of so few") == 2, (
+        "beforehand, and beside the figures"
+    )
     assert facts["lineage"]["model"]["sha256"] == weights_sha256(tmp_path / "ae" / "model")
     transfer = json.loads((tmp_path / "c" / "evaluation.json").read_text())["transfer"]
     assert [row["labels"] for row in transfer["rows"]] == [100, 240]
@@ -106,6 +111,7 @@ def test_pretrained_weights_are_worth_what_is_measured(pretrain, danlu, tmp_path
     start = min((tmp_path / "ae" / "checkpoints").glob("step-*"))
     middle = pretrain("image-classification", f"model={start}", "steps=2", "gain_seeds=0", out="d", verb="finetune")
     assert "a tenth of 0.001, the rate of its pretraining" in middle.out
+    assert "- base model `ae`, " in (tmp_path / "d" / "model" / "README.md").read_text()
     page = (tmp_path / "ae" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 4
 

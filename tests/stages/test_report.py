@@ -424,6 +424,33 @@ def test_the_front_of_the_card_claims_only_what_is_known(tmp_path, model, licenc
     assert ("given as `other`" in body) == (given == "other")
 
 
+@pytest.mark.parametrize("licence", ["CC-BY-4.0", None])
+def test_a_run_made_from_a_run_names_what_that_was_made_from(tmp_path, licence):
+    """By names, not by places on this machine; two licences of three are not enough for one of its own."""
+    first = {
+        "model": {"name": "minilm", "hub": "owner/minilm", "sha256": "a1" * 32, "licence": "Apache-2.0", "kind": "catalogue"},
+        "data": [{"role": "data", "name": "old.jsonl", "sha256": "b2" * 32, "rows": 9, "licence": licence}],
+    }  # fmt: skip
+    model = {"name": "/home/someone/runs/first", "run": "first", "sha256": "c3" * 32, "licence": "other", "kind": "run", "lineage": first}  # fmt: skip
+    data = [{"role": "data", "name": "new.jsonl", "sha256": "d4" * 32, "rows": 5, "licence": "CC0-1.0"}]
+    used = {"model": {"value": "/home/someone/runs/first", "origin": "command line"}}
+    facts = {"name": "second", "task": "chat", "lineage": {"model": model, "data": data}}
+    put(tmp_path, {"run.json": facts, "experiment.json": {"used": used}})
+    (tmp_path / "model").mkdir()
+    page = Page(report.write(tmp_path))
+    _, front, body = (tmp_path / "model" / "README.md").read_text("utf-8").split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert found["license"] == ("apache-2.0" if licence else "other")
+    assert (found["base_model"], found["base_model_relation"]) == ("owner/minilm", "finetune")
+    assert found["datasets"] == ["old.jsonl", "new.jsonl"]
+    assert "/home" not in front + body and "\nfirst, fine-tuned for chat" in body
+    lines = ("- base model `first`, ", "- base model of `first` `minilm`, ", "- data of `first` `old.jsonl`, ", "- data `new.jsonl`, ")  # fmt: skip
+    places = [body.index(line) for line in lines]
+    assert places == sorted(places) and "licence: that of what it was made from." in body
+    assert ("The licence of `old.jsonl` is not stated" in body) == (licence is None)
+    assert "made from minilm, old.jsonl" in page.text and "from first" in page.text
+
+
 def test_figures_of_answers_say_how_many_answers_they_rest_on(tmp_path):
     evaluation = {
         "split": "test",
@@ -442,7 +469,9 @@ def test_figures_of_answers_say_how_many_answers_they_rest_on(tmp_path):
     (tmp_path / "model").mkdir()
     page = Page(report.write(tmp_path))
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
-    few = "Only 12 answers: a share of so few is uncertain by up to 25 points either way, other figures alike."
+    few = (
+        "Only 12 answers: a share of so few is uncertain by up to 25 points either way, and other figures are as rough."
+    )
     for words in (
         few,
         "Left out of the test: 2, nothing to learn is left within 64 tokens (a.jsonl:3).",

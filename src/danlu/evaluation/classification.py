@@ -13,17 +13,17 @@ from danlu.evaluation.compare import compare
 
 
 def beside(
-    found: Iterable[Baseline], truth: np.ndarray, chances: np.ndarray, labels: Sequence[str]
+    found: Iterable[Baseline], truth: np.ndarray, chances: np.ndarray, labels: Sequence[str], unit: str = "row"
 ) -> list[dict[str, Any]]:
     """Each baseline's figures, and the model compared with it row by row; JSON-ready.
 
-    truth: int [rows]. chances: of the model, float [rows, labels].
+    truth: int [rows]. chances: of the model, float [rows, labels]. unit: what a row is called.
     """
     result = []
     for each in found:
         report = metrics.classification_report(truth, each.predicted, each.probabilities, labels)
-        names = (each.name, "the model")
-        comparison = compare(metrics.accuracy, each.predicted, chances.argmax(1), truth, names=names, metric="accuracy")
+        said: dict[str, Any] = {"names": (each.name, "the model"), "metric": "accuracy", "unit": unit}
+        comparison = compare(metrics.accuracy, each.predicted, chances.argmax(1), truth, **said)
         entry = {"name": each.name, "settings": each.settings, "notes": each.notes}
         result.append({**entry, "metrics": report["metrics"], "comparison": comparison})
     return result

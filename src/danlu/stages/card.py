@@ -157,7 +157,7 @@ def few_rows(evaluation: Json) -> str:
         return ""
     fewest = min(small.values())
     points = 100 * (proportion(fewest / 2, fewest).high - 0.5)
-    return f"Only {' and '.join(small)}: a share of so few is uncertain by up to {points:.0f} points either way, other figures alike."
+    return f"Only {' and '.join(small)}: a share of so few is uncertain by up to {points:.0f} points either way, and other figures are as rough."
 
 
 def left_out(evaluation: Json) -> list[str]:
@@ -183,7 +183,7 @@ _CARD = """\
 
 # {{ name|plain }}
 
-{{ (model.name or "A model")|plain }}, {{ "fine-tuned" if base else "trained from random weights" }} for {{ facts.task|plain }} \
+{{ (model|called or "A model")|plain }}, {{ "fine-tuned" if base else "trained from random weights" }} for {{ facts.task|plain }} \
 with danlu {{ facts.danlu|plain }}.
 {% if facts.status|default("finished") != "finished" %}
 
@@ -224,8 +224,8 @@ Not evaluated yet: `danlu evaluate RUN`.
 ## Lineage and licences
 
 {% for one in origins %}
-- {{ one.role|plain }} {{ one.name|code }}{{ ", %s rows"|format(one.rows|number) if one.rows }}, SHA-256 {{ one.sha256|code }}, \
-licence: {{ one|licence|plain or "not stated" }}.
+- {{ one.role|plain }}{{ " of %s"|format(one.of|code) if one.of }} {{ one|called|code }}{{ ", %s rows"|format(one.rows|number) if one.rows }}, SHA-256 {{ one.sha256|code }}, \
+{{ "licence: that of what it was made from" if one.lineage else "licence: %s"|format(one|licence|plain or "not stated") }}.
 {% endfor %}
 
 A model is bound by the terms of all it came from.
@@ -243,7 +243,7 @@ Rows: {% for part, rows in (data.splits or {})|items %}{{ rows|number }} {{ part
 | setting | value |
 |---|---|
 {% for key, entry in (settings.used or {})|items if entry.value is not none %}
-| {{ key|code }} | {{ entry.value|value|plain }} |
+| {{ key|code }} | {{ entry.value|portable|plain }} |
 {% endfor %}
 """
 
@@ -253,10 +253,9 @@ def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder
     from jinja2 import ChainableUndefined, Environment
 
     lineage = facts.get("lineage") or {}
-    model, sources = lineage.get("model") or {}, lineage.get("data") or []
-    base = model if model.get("sha256", True) else {}  # random weights have no digest
-    origins = [{"role": "base model", **base}] * bool(base) + sources
-    unstated = [_code(one.get("name")) for one in origins if not _licence(one)] + ["the data"] * (not sources)
+    model, sources, origins = lineage.get("model") or {}, lineage.get("data") or [], made_from(lineage)
+    ends = [one for one in origins if not one.get("lineage")]
+    unstated = [_code(called(one)) for one in ends if not _licence(one)] + ["the data"] * (not sources)
     name = str(facts.get("name") or folder.parent.name)
     compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
     compared += (evaluation.get("transfer") or {}).get("rows") or []
@@ -264,13 +263,14 @@ def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder
         trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, keep_trailing_newline=True
     )
     words.filters |= {"plain": _plain, "code": _code, "number": number, "value": value, "licence": _licence}
+    words.filters |= {"called": called, "portable": _portable}
     view = {"facts": facts, "settings": settings, "data": data, "evaluation": evaluation, "name": name, "model": model}
     return words.from_string(_CARD).render(
         **view,
-        base=base,
+        base=bool(origins) and origins[0]["role"] == "base model",
         origins=origins,
         unstated=unstated,
-        front=_front(name, facts.get("task"), base, sources, not unstated, evaluation, folder),
+        front=_front(name, facts.get("task"), ends, not unstated, evaluation, folder),
         limits=_LIMITS.get(str(facts.get("task"))),
         few_rows=few_rows(evaluation),
         results=table(evaluation),
@@ -281,17 +281,40 @@ def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder
     )
 
 
-def _front(
-    name: str, task: Any, base: Json, sources: list[Json], stated: bool, evaluation: Json, folder: Path
-) -> str:  # fmt: skip
-    """The YAML that Hugging Face reads, with what is known. stated: everything it came from states its licence."""
+def made_from(lineage: Json) -> list[Json]:
+    """What a model came from, one mapping each: a base model first, and if that is a run what it came from in turn, then the data."""
+    model, sources = lineage.get("model") or {}, lineage.get("data") or []
+    base = (
+        [{**model, "role": "base model"}] if model.get("sha256", bool(model)) else []
+    )  # random weights have no digest
+    earlier = made_from(model["lineage"]) if model.get("lineage") else []
+    return base + [{"of": called(model), **one} for one in earlier] + list(sources)
+
+
+def called(one: Json) -> str:
+    """The name of a model or of data: of a run or a file without its folders, which say nothing on another machine."""
+    name = str(one.get("name") or "")
+    return str(
+        one.get("run") or (Path(name).name if one.get("kind") in ("run", "checkpoint", "folder", "gguf") else name)
+    )
+
+
+def _portable(found: Any) -> str:
+    """A setting's value, of an absolute path the last part."""
+    return Path(found).name if isinstance(found, str) and Path(found).is_absolute() else value(found)
+
+
+def _front(name: str, task: Any, ends: list[Json], stated: bool, evaluation: Json, folder: Path) -> str:
+    """The YAML that Hugging Face reads, with what is known. ends: what it came from that is no run, the base model in front.
+    stated: all of them state their licences."""
     import yaml
 
-    kind, public, adapter = _PIPELINES.get(str(task), task), base.get("hub"), (folder / "adapter_config.json").exists()
+    kind, adapter = _PIPELINES.get(str(task), task), (folder / "adapter_config.json").exists()
+    public = next((one["hub"] for one in ends if one.get("hub")), None)
     config = folder / "config.json"
     own = config.is_file() and '"architectures"' not in config.read_text("utf-8")  # transformers has no class for it
-    licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(base or sources[0]).lower()).strip("-") if stated else ""
-    names = [str(source["name"]) for source in sources if source.get("name")]
+    licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(ends[0]).lower()).strip("-") if stated else ""
+    names = [str(one["name"]) for one in ends if one["role"] != "base model" and one.get("name")]
     ours = {metric: found["value"] for metric, found in (evaluation.get("metrics") or {}).items()}
     measured = [{"type": key, "name": title(key), "value": round(ours[key], 6)} for key in ours if finite(ours[key])]
     dataset = {"name": (names or ["own data"])[0], "type": "custom", "split": str(evaluation.get("split", "test"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from danlu.core.run import Run
+from danlu.stages.card import few_rows
 from danlu.stages.modality import modality, of
 from danlu.stages.prepare import Prepared, Say
 
@@ -46,4 +47,4 @@ def summary(result: dict[str, Any]) -> list[str]:
         )
     if "comparison" in result.get("before", {}):
         lines.append(result["before"]["comparison"]["verdict"])
-    return lines
+    return lines + [f"warning: {few}" for few in (few_rows(result),) if few]

@@ -17,6 +17,7 @@ from danlu.core.errors import UserError
 from danlu.core.run import Run
 from danlu.data.loader import windows
 from danlu.evaluation import metrics
+from danlu.evaluation.compare import verdict
 from danlu.models import vision
 from danlu.models.pretrained import Base
 from danlu.stages import images
@@ -141,16 +142,11 @@ def at(prepared: Prepared, count: int, seeds: int, progress: Progress) -> dict[s
         )
     row = {side: metrics.over_seeds_and_rows(found[side]).json() for side in SIDES}
     gap = metrics.over_seeds_and_rows(found["pretrained"] - found["random"])
-    points = f"{100 * abs(gap.value):.1f} points of accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-    if gap.low > 0 or gap.high < 0:
-        verdict = f"pretrained weights {'gain' if gap.value > 0 else 'lose'} {points} against random ones"
-    else:
-        verdict = (
-            f"no clear difference: pretrained weights are {points} {'above' if gap.value >= 0 else 'below'} random ones"
-        )
-    verdict = f"with {count:,} labels {verdict}, {seeds} seeds on {len(prepared.rows['test'])} test rows"
-    progress.say(verdict)
-    return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": verdict}
+    told = {"metric": "accuracy", "names": ["random weights", "pretrained weights"], "difference": gap.value}
+    told |= {"low": gap.low, "high": gap.high, "rows": len(prepared.rows["test"]), "unit": "test image"}
+    said = f"with {count:,} labels {verdict(told)}, {seeds} seeds"
+    progress.say(said)
+    return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": said}
 
 
 def updates(prepared: Prepared, count: int) -> int:

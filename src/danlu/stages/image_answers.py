@@ -201,7 +201,7 @@ def evaluate(run: Run, data: Any, say: Say, label: str | None = None) -> dict[st
     if seen:
         say(f"warning: {seen} of these {len(rows)} images were learned from, so the figures flatter the model")
     dropped = [{"reason": each.reason, "count": 1, "examples": [each.place]} for each in rejected]
-    return {"split": "test" if own else "data", **figures(opened, rows)[0], "dropped": dropped}
+    return {"split": "test" if own else "data", "unit": "image", **figures(opened, rows)[0], "dropped": dropped}
 
 
 def figures(opened: Opened, rows: Pictures) -> tuple[dict[str, Any], Any]:
@@ -259,6 +259,7 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
                 metric="mean squared error",
                 higher_is_better=False,
                 points=False,
+                unit="image",
             )
             entry = {"name": name, "settings": {}, "metrics": report["metrics"], "comparison": comparison, "notes": []}
             result["baselines"].append(entry)
@@ -266,8 +267,8 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
         if prepared.experiment.task.baselines:
             say("baselines on the same split: majority class, most similar training images")
             others = baselines.pixels(sample.chosen, sample.targets, rows.chosen, len(opened.labels))
-            result["baselines"] = beside(others, rows.targets, found, opened.labels)
+            result["baselines"] = beside(others, rows.targets, found, opened.labels, "image")
         result["examples"] = right_and_wrong(
             rows.targets, found, opened.labels, lambda n: {"image": base64.b64encode(png(rows.chosen[n])).decode()}
         )
-    return {"split": "test", **result}
+    return {"split": "test", "unit": "image", **result}

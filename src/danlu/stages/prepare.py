@@ -313,7 +313,7 @@ def shared_findings(
 def lineage(prepared: Prepared) -> dict[str, Any]:
     """What the run came from: the model with the SHA-256 of its weights, and every data file with its own."""
     base = prepared.base
-    adapter = adapter_of(base.folder) if base.sha256 else None
+    adapter, run = adapter_of(base.folder) if base.sha256 else None, run_behind(base)
     return {
         "model": {
             "name": base.name,
@@ -323,6 +323,7 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
             "kind": base.kind,
             "folder": str(base.folder),
             **({"adapter_on": adapter["danlu_base"]} if adapter and "danlu_base" in adapter else {}),
+            **({"run": run.path.resolve().name, "lineage": run.read("run.json")["lineage"]} if run else {}),
         },
         "data": [
             {

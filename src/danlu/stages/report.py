@@ -138,7 +138,7 @@ def _render(view: Json) -> str:
     environment = Environment(
         loader=FileSystemLoader(folder), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip  # undefined: what a file of the run leaves out is empty
-    environment.filters |= {"number": number, "value": card.value, "picture": _picture}
+    environment.filters |= {"number": number, "value": card.value, "picture": _picture, "called": card.called}
     ours = {"script": Markup(script), "script_hash": Markup(digest)}  # noqa: S704 - not from any data
     page = environment.get_template("report.html").render(view, card=card, **ours)
     return page.encode("utf-8", "replace").decode()  # a lone surrogate of a broken row becomes a question mark
