@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
 from danlu.core.errors import UserError
@@ -314,3 +316,49 @@ def test_a_message_without_a_bottom_is_a_clear_error(small, tmp_path):
     file.write_text(CHATML)
     with pytest.raises(UserError, match="fails on this conversation"):
         Tokenizer.load(small, str(file)).render([{"role": "user", "content": deep}])
+
+
+def kinds_of_tokenizer() -> dict[str, tokenizers.Tokenizer]:
+    """Trained on little text: byte-level with half its bytes and with Qwen's steps, SentencePiece's BPE, word pieces."""
+    texts, specials = [*TEXTS * 3, "aaaa   bbbb" * 9], ["<|end|>"]
+    made = {}
+    for name, alphabet in (("bytes", "aeiou 0"), ("composed", "")):
+        made[name] = tokenizers.Tokenizer(models.BPE())
+        letters = [c for c in pre_tokenizers.ByteLevel.alphabet() if not alphabet or c > "~" or c in alphabet]
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=330, special_tokens=specials, initial_alphabet=letters, show_progress=False
+        )
+        made[name].pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made[name].train_from_iterator(texts[:1] if alphabet else texts, trainer)
+    made["composed"].normalizer = normalizers.NFC()
+    made["fallback"] = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made["fallback"].normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bytes_of_all = [f"<0x{byte:02X}>" for byte in range(256)]
+    made["fallback"].train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["<unk>", *bytes_of_all], limit_alphabet=9, show_progress=False
+        ),
+    )
+    made["words"] = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made["words"].pre_tokenizer = pre_tokenizers.Whitespace()
+    made["words"].train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(special_tokens=["[UNK]"], show_progress=False))  # fmt: skip
+    return {name: Tokenizer(rust, {}) for name, rust in made.items()}
+
+
+KINDS = kinds_of_tokenizer()
+
+
+@given(st.text(st.sampled_from("a b\n\x13\x04e\u0301é日🙂\u1fa7Hello,1 <|end|>"), max_size=60) | st.text(max_size=30))
+def test_a_text_never_has_fewer_tokens_than_its_least(text):
+    for kind in KINDS.values():
+        assert kind.least(text) <= len(kind.encode(text))
+
+
+def test_the_least_is_known_of_real_writers_and_never_guessed(smollm2, minilm):
+    real = Tokenizer.load(smollm2)
+    for text in [*TEXTS, "-" * 8000, "\x13" * 90, "word " * 999, "<|im_end|>" * 50, "日" * 300]:
+        assert real.least(text) <= len(real.encode(text))
+    assert real.least("word " * 999) > 60, "or nothing is refused by it"
+    assert [name for name, kind in KINDS.items() if not kind.least("a" * 10_000)] == ["words"]
+    assert Tokenizer.load(minilm).least("a" * 10_000) == 0, "all of it is one unknown word"

@@ -53,17 +53,25 @@ class Parrot:
         return Answer(text.strip() if strip else text, "stop" if new[-1] == 0 else "length", len(prompt), len(new))
 
 
+@dataclass
 class Light:
-    """Really looks at images: `bright` when the mean of the grey values is above a half."""
+    """Really looks at images: `bright` when the mean of the grey values is above a half. gate: one for each time that it is
+    released."""
 
     kind: Literal["image"] = "image"
-    labels = ("bright", "dark")
+    labels: tuple[str, ...] = ("bright", "dark")
+    gate: threading.Semaphore | None = None
+    seen: int = 0
 
-    def __call__(self, inputs: Sequence[bytes]) -> list[dict[str, Any]]:
+    def __call__(self, inputs: Sequence[bytes], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         from PIL import Image, ImageStat
 
         found = []
         for number, content in enumerate(inputs):
+            still()
+            if self.gate is not None:
+                assert self.gate.acquire(timeout=20)
+            self.seen += 1
             try:
                 with Image.open(io.BytesIO(content)) as image:
                     mean = ImageStat.Stat(image.convert("L")).mean[0] / 255

@@ -255,14 +255,15 @@ def test_bad_uploads_are_named(serve, light):
         return response.json()["error"]["message"]
 
     one = ("file", ("a.png", picture(9)))
-    assert "image 1 cannot be read" in refused(400, files=[one, ("file", ("b.png", b"not one"))])
+    said = refused(400, files=[one, ("file", ("b.png", b"not one"))])
+    assert said == "image 1 cannot be read; mend that input or leave it out, and ask again", "no fix for a command line"
     assert "['image']" in refused(400, files=[one, ("image", ("b.png", picture(9)))])
     assert refused(400, files=[one], data={"file": "text"})
     assert "Too many files" in refused(400, files=[one] * 3)
     assert "100,000 (max_body_mb)" in refused(413, files=[("file", ("a.png", bytes(200_000)))])
     assert "at most 2" in refused(400, json={"inputs": ["aaaa"] * 3})
     assert "at least 1" in refused(400, json={"inputs": []})
-    assert "inputs.1: not base64" in refused(400, json={"inputs": [base64.b64encode(picture(1)).decode(), "?"]})
+    assert "image 2: not base64" in refused(400, json={"inputs": [base64.b64encode(picture(1)).decode(), "?"]})
     assert "image 0 cannot be read" in refused(400, json={"inputs": [""]})
     assert "unknown field; known: inputs, model" in refused(400, json={"inputs": ["aaaa"], "top": 3})
     assert "found 'other', expected 'toy'" in refused(404, json={"inputs": ["aaaa"], "model": "other"})

@@ -9,6 +9,7 @@ import time
 
 import httpx
 import pytest
+from tests.serving.conftest import picture
 
 from danlu.core.errors import UserError
 from danlu.serving.guard import Limits
@@ -266,6 +267,18 @@ def test_who_leaves_frees_the_model(serve, parrot, stream):
     parrot.gate.release(1000)
     assert served.post("/v1/chat/completions", CHAT).json()["choices"][0]["message"]["content"] == "hello"
     assert parrot.tokens < 1 + 1 + len("hello") + 1, "no more than the token that was under way"
+
+
+def test_who_leaves_while_images_are_looked_at_frees_the_model(serve, light):
+    light.gate = threading.Semaphore(0)
+    served = serve(light, queue=0)
+    images = [("file", ("a.png", picture(9)))] * 40
+    with httpx.Client(timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{served.url}/v1/predict", files=images)
+    until(lambda: len(served.guard.inside) == 0)
+    light.gate.release(1000)
+    assert served.client.post("/v1/predict", files=images[:3]).status_code == 200
+    assert light.seen == 1 + 3, "the image that was under way, and those of the next request"
 
 
 @pytest.mark.parametrize(

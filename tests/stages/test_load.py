@@ -196,5 +196,5 @@ def test_a_key_that_is_missing_or_of_another_kind_is_named(text_run, danlu, name
         words = {"predict": ["a text"], "runs compare": [run]}.get(command, [])
         result = danlu(*command.split(), run, *words)
         assert result.code == 2, (command, result.err)
-        assert re.search(rf"{re.escape(str(run / name))}: \S*{says}", result.err), (command, result.err)
+        assert re.search(rf"{re.escape(str(run / name))}: (the key )?\S*{says}", result.err), (command, result.err)
     assert danlu("runs").code == 0

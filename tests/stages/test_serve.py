@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from tests.core.test_run import FACTS
 from tests.serving.conftest import Light, picture, serving
 from tests.stages.conftest import EXAMPLES, lines
 
@@ -98,8 +99,11 @@ def test_a_chat_run_answers_as_predict_does_and_ends_cleanly(chat_run, danlu, st
         assert {each.choices[0].message.content for each in again} == {expected["answer"]}
         plain = client.completions.create(model=run.name, prompt="a text", max_tokens=8)
         assert plain.usage.completion_tokens <= 8 and plain.usage.prompt_tokens > 0
-        with pytest.raises(openai.BadRequestError, match=r"tokens, expected fewer than the model's context of 256"):
-            client.chat.completions.create(model=run.name, messages=[{"role": "user", "content": "word " * 400}])
+        for words, found in ((400, r"[\d,]+ tokens"), (9000, r"at least [\d,]+ tokens")):
+            with pytest.raises(
+                openai.BadRequestError, match=f"has {found}, expected fewer than the model's context of 256"
+            ):
+                client.chat.completions.create(model=run.name, messages=[{"role": "user", "content": "word " * words}])
     assert httpx.get(f"{service.url}/health").status_code == 401
     said = service.said.read_text("utf-8")
     (curl,) = re.findall(r"curl .*", said)
@@ -125,6 +129,8 @@ def test_a_classifier_answers_as_predict_does_and_ends_with_ctrl_c(text_run, dan
     assert found == {"object": "list", "model": run.name, "data": expected}
     schema = httpx.get(f"{service.url}/openapi.json").json()["components"]["schemas"]["Prediction"]["properties"]
     assert schema["label"]["enum"] == sorted({row["label"] for row in texts})
+    looked: list[int] = []
+    assert answering(open_run(run))(asked, lambda: looked.append(1)) == expected and looked, "before each batch"
     too_many = httpx.post(f"{service.url}/v1/predict", json={"inputs": ["a"] * 65})
     assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "inputs")
     assert httpx.post(f"{service.url}/v1/chat/completions", json={}).status_code == 404
@@ -162,7 +168,15 @@ def test_an_image_run_answers_uploads_as_predict_does(danlu, tmp_path):
         files = [("file", (name, (tmp_path / name).read_bytes())) for name in names]
         assert served.client.post("/v1/predict", files=files).json()["data"] == expected
         refused = served.client.post("/v1/predict", files=[*files, ("file", ("x.png", b"no image"))])
-    assert refused.status_code == 400 and "image 4: not an image" in refused.json()["error"]["message"]
+    assert refused.status_code == 400
+    said = refused.json()["error"]["message"]
+    assert "image 4: not an image" in said and "leave it out" in said and "bad_rows" not in said
+    looked: list[int] = []
+    model = answering(open_run(tmp_path / "r"))
+    assert model([*files[0][1][1:], *files[1][1][1:]], lambda: looked.append(1)) == [
+        {**row, "input": f"image {n}"} for n, row in enumerate(expected[:2], 1)
+    ]
+    assert len(looked) == 3, "before each image, and before the batch of both"
 
 
 def test_the_examples_of_the_page_run_as_they_stand(chat_run, text_run, tmp_path, capsys):
@@ -197,7 +211,7 @@ def test_the_examples_of_the_page_run_as_they_stand(chat_run, text_run, tmp_path
 
 def unfinished(folder: Path, **facts: Any) -> None:
     """A run `r` without a final model."""
-    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "running", **facts}
+    facts = {"format": 1, "name": "r", "created": "2026-01-01T00:00:00+00:00", "status": "running", **FACTS, **facts}
     (folder / "r").mkdir()
     (folder / "r" / "run.json").write_text(json.dumps(facts), "utf-8")
 

@@ -40,7 +40,7 @@ def _experiment(found: Any) -> dict[str, Any]:
     return {"recipe": str, "asked": dict, "used": settings | {"*": {"value": object, "origin": str}}}
 
 
-_FIGURE = dict.fromkeys(("value", "low", "high"), _NUMBER)
+_FIGURE = dict.fromkeys(("value", "low", "high"), float)
 _METRICS = {"*": _FIGURE}
 _LEFT_OUT = [{"reason": str, "count": int, "examples": [str]}]
 _COMPARED = {"metrics": _METRICS, "comparison?": {"verdict?": _TEXT}}
@@ -58,10 +58,10 @@ HOLDS: dict[str, Any] = {
         "expected?": {"seconds_per_step": float}, "leaks?": int, "overfitting?": str, "notes?": [str],
         "rows?": {"read": int, "kept": int, "dropped": _LEFT_OUT}, "splits?": {"*": int}, "truncated?": {"*": int},
         "tokens?": {"train": int, "lengths?": {"median": float, "max": float, "histogram": [[float]]}},
-        "labels?": {"*": {"*": int}}, "images?": {"sizes": [list]}, "view?": [{"pieces": [list]}], "learning_rate?": dict,
+        "labels?": {"*": {"*": int}}, "images?": {"sizes": [list], "channels?": int}, "view?": [{"pieces": [list]}], "learning_rate?": dict,
     },
     "evaluation.json": {
-        "metrics": _METRICS, "rows?": int, "answered?": (int, None), "level?": float, "cut?": {"*": int},
+        "metrics": _METRICS, "rows?": _SOME[0], "answered?": (range(10**15), None), "level?": float, "cut?": {"*": int},
         "dropped?": _LEFT_OUT, "before?": _COMPARED, "baselines?": [_COMPARED], "examples?": [dict],
         "per_class?": {"*": {"rows": int, "predicted": int, **dict.fromkeys(("precision", "recall", "f1"), _FIGURE)}},
         "confusion?": {"labels": [str], "matrix": [[int]]},
@@ -189,7 +189,7 @@ def misplaced(found: Any, expected: Any, key: str = "", partly: bool = False) ->
             stem = name.removesuffix("?")
             for each in found.keys() - named if name == "*" else [stem]:
                 if each not in found and name == stem and not partly:
-                    return f"{key}{each} is missing"
+                    return f"the key {key}{each} is missing"
                 if each in found and (wrong := misplaced(found[each], kind, f"{key}{each}.", partly)):
                     return wrong
         return None

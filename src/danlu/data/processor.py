@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +104,14 @@ class Processor:
 
     # ------------------------------------------------------------------------------------------------------- forwards
 
-    def prepare(self, values: Sequence[Any], places: Sequence[str]) -> np.ndarray:
-        """Images of any kind `decode` knows -> uint8 [n, channels, size, size]. places: what errors call them."""
+    def prepare(
+        self, values: Sequence[Any], places: Sequence[str], still: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
+        """Images of any kind `decode` knows -> uint8 [n, channels, size, size]. places: what errors call them. still: called
+        before each; may raise."""
         pixels = np.empty((len(values), self.channels, self.size, self.size), np.uint8)
         for row, (value, place) in enumerate(zip(values, places, strict=True)):
+            still()
             image = self._resized(decode(value, place).convert("L" if self.channels == 1 else "RGB"), place)
             pixels[row] = np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
         return pixels
@@ -124,7 +128,7 @@ class Processor:
             to = (max(1, int(width * scale)), max(1, int(height * scale)))
         if math.prod(to) > MAX_PIXELS:
             raise UserError(
-                f"{place}: {width} x {height} pixels is too long a strip for resize=crop", "cut it, or resize=squash"
+                f"{place}: {width} x {height} pixels is too long a strip to be cropped", "cut it, or resize=squash"
             )
         if to != image.size:
             image = image.resize(to, self.resample)

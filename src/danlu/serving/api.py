@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from danlu.core.errors import UserError, nearest
 from danlu.models.generate import Sampling
-from danlu.serving.engine import Answer, Asked, Engine, Predictor, RequestError, Writer, speak
+from danlu.serving.engine import Answer, Asked, Engine, Predictor, RequestError, Writer, answer_all, speak
 from danlu.serving.guard import Guard, Limits, failure, problem
 
 
@@ -330,7 +330,7 @@ def _prediction(app: FastAPI, engine: Engine, predictor: Predictor, name: str, c
             asked: Any = Inputs.model_validate_json(await request.body())
             check(asked.model)
             given = asked.inputs if text else [_decoded(number, each) for number, each in enumerate(asked.inputs)]
-        data = await engine.run(lambda _: predictor(given))
+        data = await engine.run(lambda unwanted: answer_all(predictor, given, unwanted))
         for row, uploaded in zip(data, names, strict=False):
             row["input"] = uploaded
         return {"object": "list", "model": name, "data": data}
@@ -361,4 +361,4 @@ def _decoded(number: int, text: str) -> bytes:
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except ValueError as error:
-        raise RequestError(400, f"inputs.{number}: not base64: {error}", param=f"inputs.{number}") from None
+        raise RequestError(400, f"image {number + 1}: not base64: {error}", param=f"inputs.{number}") from None

@@ -50,8 +50,10 @@ class Predictor(Protocol):
     def labels(self) -> tuple[str, ...]:
         """All that `label` may be; none for a run that answers otherwise."""
 
-    def __call__(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, inputs: Sequence[Any], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """The very answers of `danlu predict`: `input`, and `label` with `probabilities` or what the run says instead.
+
+        still: called between inputs and between batches; raises once nobody waits for the answers any more.
 
         Raises:
             UserError: an input that cannot be read; names its number.
@@ -71,7 +73,7 @@ class Writer(Protocol):
         """Tokens that end an answer and are no part of its text."""
 
     def prompt(self, asked: Asked) -> list[int]:
-        """The ids to go on from."""
+        """The ids to go on from; may refuse by `check_length`, before it turns a text far too long into ids."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Their text, without special tokens."""
@@ -150,14 +152,7 @@ def speak(
         UserError: the chat template refuses the conversation. RequestError: the prompt fills the context.
     """
     prompt = writer.prompt(asked)
-    if len(prompt) >= writer.context:
-        raise RequestError(
-            400,
-            f"the prompt has {len(prompt):,} tokens, expected fewer than the model's context of {writer.context:,}",
-            "shorten it, or take a model with a longer context",
-            code="context_length_exceeded",
-            param="prompt" if isinstance(asked, str) else "messages",
-        )
+    check_length(asked, f"{len(prompt):,}", len(prompt), writer.context)
     say("")
     stream = _Stream(writer, stops, not isinstance(asked, str), say, unwanted)
     try:
@@ -166,6 +161,28 @@ def speak(
         return Answer(stream.show(stream.text), "stop", len(prompt), stream.new_tokens)
     stream.say(answer.text[stream.shown :])
     return answer
+
+
+def answer_all(predictor: Predictor, inputs: Sequence[Any], unwanted: Callable[[], bool]) -> list[dict[str, Any]]:
+    """The predictor's answers, as long as somebody waits for them."""
+
+    def still() -> None:
+        if unwanted():
+            raise _Unwanted
+
+    return predictor(inputs, still)
+
+
+def check_length(asked: Asked, said: str, tokens: int, context: int) -> None:
+    """Raises RequestError for a prompt that leaves no room for an answer. said: its tokens in words."""
+    if tokens >= context:
+        raise RequestError(
+            400,
+            f"the prompt has {said} tokens, expected fewer than the model's context of {context:,}",
+            "shorten it, or take a model with a longer context",
+            code="context_length_exceeded",
+            param="prompt" if isinstance(asked, str) else "messages",
+        )
 
 
 class Engine:

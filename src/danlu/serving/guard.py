@@ -57,10 +57,11 @@ async def failure(_: Any, error: Exception) -> Response:
     """The response to an error of ours, of a route that is not there, or to a fault."""
     status, message, code, param = 500, "a fault in the service; its log says more", None, None
     headers = dict(getattr(error, "headers", None) or {})
-    if isinstance(error, UserError):
-        status, message = 400, f"{error.message}; {error.fix}" if error.fix else error.message
     if isinstance(error, RequestError):
-        status, code, param = error.status, error.code, error.param
+        status, code, param, fix = error.status, error.code, error.param, error.fix
+        message = f"{error.message}; {fix}" if fix else error.message
+    elif isinstance(error, UserError):  # its fix is for whoever types commands
+        status, message = 400, f"{error.message}; mend that input or leave it out, and ask again"
     elif isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)
     return JSONResponse(problem(status, message, code, param), status, headers | HEADERS.get(status, {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,14 @@ class Opened:
     precision: torch.dtype
     kind: str = "image"
 
-    def __call__(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, inputs: Sequence[Any], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """A label with probabilities, or the error of the reconstruction, for each image: a path, bytes, an array or a PIL image."""
         places = [str(each) if isinstance(each, (str, Path)) else f"image {n}" for n, each in enumerate(inputs, 1)]
-        pixels = self.processor.prepare(list(inputs), places)
+        pixels = self.processor.prepare(list(inputs), places, still)
         rows = Pictures.of(pixels, range(len(pixels)), [-1] * len(pixels), self.processor)
         named = [{"input": place} for place in places]
         if self.task == "autoencoder":
-            errors = squares(self, rows) / pixels[0].size
+            errors = squares(self, rows, still) / pixels[0].size
             return [{**name, "mse": round(float(error), 8)} for name, error in zip(named, errors, strict=True)]
         return [
             {
@@ -64,7 +64,7 @@ class Opened:
                 "label": self.labels[int(row.argmax())],
                 "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
             }
-            for name, row in zip(named, probabilities(self, rows), strict=True)
+            for name, row in zip(named, probabilities(self, rows, still), strict=True)
         ]
 
 
@@ -91,10 +91,11 @@ def answering(run: Run) -> Opened:
 
 
 @torch.inference_mode()
-def probabilities(opened: Opened, rows: Pictures) -> np.ndarray:
+def probabilities(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Softmax of the logits, float32 [rows, labels]."""
     device, found = next(opened.model.parameters()).device, []
     for start in range(0, len(rows), BATCH):
+        still()
         batch = rows.batch(range(start, min(start + BATCH, len(rows))))
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
             logits = opened.model.logits(opened.model(batch.inputs.to(device)))
@@ -102,11 +103,12 @@ def probabilities(opened: Opened, rows: Pictures) -> np.ndarray:
     return np.concatenate(found)
 
 
-def squares(opened: Opened, rows: Pictures) -> np.ndarray:
+def squares(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Summed squared error of each image and its reconstruction, [rows]."""
     task = Autoencoding(opened.model)
     found = []
     for start in range(0, len(rows), BATCH):
+        still()
         batch = rows.batch(range(start, min(start + BATCH, len(rows))))
         found.append(measure(opened.model, task.measures, [batch], opened.precision)["loss"][0].numpy())
     return np.concatenate(found)

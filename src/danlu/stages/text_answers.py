@@ -21,7 +21,7 @@ from danlu.evaluation.baselines import Baseline, baselines
 from danlu.evaluation.classification import beside, right_and_wrong
 from danlu.evaluation.compare import compare
 from danlu.models.generate import Sampling, generate
-from danlu.serving.engine import Answer, Asked, Predictor, Writer
+from danlu.serving.engine import Answer, Asked, Predictor, Writer, check_length
 from danlu.stages.load import Opened, open_final, open_weights, weights_of
 from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
 from danlu.surgery import adapter
@@ -97,7 +97,7 @@ def holds_chat(source: Source) -> bool:
 
 
 @torch.inference_mode()
-def probabilities(opened: Opened, texts: Sequence[str]) -> np.ndarray:
+def probabilities(opened: Opened, texts: Sequence[str], still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Softmax of the logits, float32 [texts, labels]; each text cut at the length the model was trained with."""
     limit = opened.max_tokens
     encoded = opened.tokenizer.encode_batch(list(texts), special=True)
@@ -107,6 +107,7 @@ def probabilities(opened: Opened, texts: Sequence[str]) -> np.ndarray:
     result = np.empty((len(ids), len(opened.labels)), np.float32)
     device = next(opened.model.parameters()).device
     for batch in rows.batches(order, TOKENS):
+        still()
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
             logits = opened.model.logits(opened.model(batch.ids.to(device), batch.lengths))
         result[list(batch.rows)] = logits.float().softmax(-1).cpu().numpy()
@@ -121,14 +122,14 @@ class Classifier:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.labels = opened, opened.labels
 
-    def __call__(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
+    def __call__(self, inputs: Sequence[str], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         return [
             {
                 "input": given,
                 "label": self.labels[int(row.argmax())],
                 "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
             }
-            for given, row in zip(inputs, probabilities(self.opened, inputs), strict=True)
+            for given, row in zip(inputs, probabilities(self.opened, inputs, still), strict=True)
         ]
 
 
@@ -139,8 +140,13 @@ def answers_to(opened: Opened, conversations: Sequence[Sequence[Message]], max_n
 
 
 def prompt(opened: Opened, conversation: Sequence[Message]) -> list[int]:
-    """The ids that the answer goes on from, rendered by the very template the run was trained with."""
-    return opened.tokenizer.encode(opened.tokenizer.render(with_system(opened, conversation), generation_prompt=True))
+    """The ids that the answer goes on from."""
+    return opened.tokenizer.encode(rendered(opened, conversation))
+
+
+def rendered(opened: Opened, conversation: Sequence[Message]) -> str:
+    """The text that the answer goes on from, by the very template the run was trained with."""
+    return opened.tokenizer.render(with_system(opened, conversation), generation_prompt=True)
 
 
 def write(
@@ -179,9 +185,11 @@ class Speaker:
         self.opened, self.context, self.ends = opened, int(opened.model.context), opened.tokenizer.ends
 
     def prompt(self, asked: Asked) -> list[int]:
-        if isinstance(asked, str):
-            return self.opened.tokenizer.encode(asked, special=True)
-        return prompt(self.opened, [dict(message) for message in asked])
+        tokenizer, whole = self.opened.tokenizer, isinstance(asked, str)
+        text = asked if isinstance(asked, str) else rendered(self.opened, [dict(message) for message in asked])
+        least = tokenizer.least(text)
+        check_length(asked, f"at least {least:,}", least, self.context)
+        return tokenizer.encode(text, special=whole)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.opened.tokenizer.decode(tokens, skip_special=True)
