@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import re
 from contextlib import suppress
 
@@ -14,10 +16,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from danlu.core.errors import UserError
-from danlu.data.source import Rejected, cell, column, guess_encoding, read
+from danlu.data.formats import guess_encoding
+from danlu.data.source import Rejected, cell, column, read
 
 
 ROWS = [
@@ -29,9 +32,18 @@ ROWS = [
 
 def write(folder, name, content):
     file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
     raw = content.encode() if isinstance(content, str) else content
-    file.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    file.write_bytes(PACK.get(file.suffix, bytes)(raw))
     return file
+
+
+PACK = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True),
+}
 
 
 def jsonl(rows=ROWS):
@@ -41,6 +53,13 @@ def jsonl(rows=ROWS):
 def parquet_bytes(rows=ROWS):
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow_bytes(new=ipc.new_stream, rows=ROWS):
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(rows)
+    with new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
     return sink.getvalue().to_pybytes()
 
 
@@ -54,6 +73,8 @@ CONTENT = {
     "a.tsv": (pd.DataFrame(ROWS).to_csv(index=False, sep="\t"), "TSV"),
     "semicolon.csv": (pd.DataFrame(ROWS).to_csv(index=False, sep=";"), "CSV separated by ';'"),
     "a.parquet": (parquet_bytes(), "Parquet"),
+    "a.arrow": (arrow_bytes(), "Arrow"),
+    "file.arrow": (arrow_bytes(ipc.new_file), "Arrow"),
     "lines": (jsonl(), "JSONL"),
     "table": (CSV, "CSV"),
     "crlf.jsonl": (jsonl().replace("}\n", "}\r\n"), "JSONL"),
@@ -63,7 +84,7 @@ CONTENT = {
 }
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", ["", *PACK])
 @pytest.mark.parametrize("name", CONTENT)
 def test_every_format_gives_the_same_rows(tmp_path, name, packed):
     content, expected = CONTENT[name]
@@ -86,7 +107,7 @@ TEXT = {
     "blocks.txt": ("\ufeffone\n  two\n\n \t\n你好\n\n\n", ["one\n  two", "你好"], [1, 5], "text, a document between blank lines"),
     "lines.txt": ("\n\none\ntwo\r\nthree\n\n\n", ["one", "two", "three"], [3, 4, 5], "text, a document a line"),
     "braces.txt": ("{one}\n{two}", ["{one}", "{two}"], [1, 2], "text, a document a line"),
-    "page.md": ("# One\n\ntwo\n", ["# One\n\ntwo"], [1], "Markdown, one document"),
+    "page.md": ("# One\n\ntwo\n", ["# One\n\ntwo"], [1], "text, a document a file"),
 }  # fmt: skip
 
 
@@ -163,6 +184,9 @@ WHOLE = {
     "book.csv": (b"PK\x03\x04rest", "Excel"),
     "not.parquet": (b"hello", "expected a Parquet file"),
     "cut.parquet": (parquet_bytes()[:-10], "broken Parquet"),
+    "not.arrow": (b"hello", "expected Arrow"),
+    "cut.arrow": (arrow_bytes()[:-8], "broken Arrow: the stream has no end"),
+    "short.arrow": (arrow_bytes(ipc.new_file)[:-20], "broken Arrow"),
     "unknown": ("just some words", "not recognised"),
     "every.jsonl": ("{\n{\n", "every.jsonl:1"),
 }
@@ -187,7 +211,9 @@ def test_the_encoding_is_recognised_and_the_command_given_works(tmp_path):
     file = write(tmp_path, "reviews.jsonl.gz", "text\nname\n".encode("utf-16"))
     with pytest.raises(UserError) as raised:
         read(file)
-    assert raised.value.fix == "zcat 'reviews.jsonl.gz' | iconv -f UTF-16 -t UTF-8 | gzip > 'reviews.utf8.jsonl.gz'"
+    assert raised.value.fix == (
+        "gzip -dc 'reviews.jsonl.gz' | iconv -f UTF-16 -t UTF-8 | gzip -c > 'reviews.utf8.jsonl.gz'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,19 +239,121 @@ def test_missing_files_and_folders(tmp_path):
     write(tmp_path, "reviews.jsonl", jsonl())
     with pytest.raises(UserError, match=r"did you mean 'reviews.jsonl'"):
         read(tmp_path / "review.jsonl")
-    with pytest.raises(UserError, match=r"is a folder.*reviews\.jsonl"):
-        read(tmp_path)
+    with pytest.raises(UserError, match=r"no file matches"):
+        read(tmp_path / "*.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: found no file"):
+        read(tmp_path / "empty")
     with pytest.raises(UserError, match="there is no folder"):
         read(tmp_path / "no" / "a.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
         read("x" * 5000)
 
 
-def test_damaged_gzip(tmp_path):
-    file = write(tmp_path, "a.jsonl.gz", jsonl(ROWS * 1000))
-    file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(UserError, match="broken gzip data"):
+@pytest.mark.parametrize("packed", PACK)
+def test_a_damaged_archive_is_told_whether_it_ends_early_or_has_other_bytes_in_it(tmp_path, packed):
+    file = write(tmp_path, f"a.jsonl{packed}", jsonl([{"text": f"{n * n}"} for n in range(3000)]))
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    for damaged in (whole[:-9], whole[:half], whole[:half] + bytes(40) + whole[half + 40 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"^a\.jsonl{packed}: broken \w+ data after \d+ rows"):
+            read(file, bad_rows="skip")
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_archives_written_one_behind_the_other_are_one(tmp_path, packed):
+    file = write(tmp_path, f"a.txt{packed}", "one\n")
+    file.write_bytes(file.read_bytes() * 2)
+    assert [row.values["text"] for row in read(file).rows] == ["one", "one"]
+
+
+def test_a_file_that_grows_without_measure_is_refused(tmp_path):
+    file = write(tmp_path, "a.jsonl.zst", bytes(257 << 20))
+    with pytest.raises(UserError, match="over 200 times as much"):
         read(file)
+
+
+def test_several_files_are_one_source_in_order_and_each_row_keeps_its_place(tmp_path, monkeypatch):
+    one, two = jsonl(ROWS[:1]), "\n" + jsonl(ROWS[1:])
+    write(tmp_path, "deep/b.jsonl.gz", two)
+    write(tmp_path, "deep/a.jsonl", one)
+    write(tmp_path, "deep/README.md", "about")
+    monkeypatch.chdir(tmp_path)
+    for place, named in (("deep", ""), ("deep/*.jsonl*", "deep/"), ("deep/a.jsonl,deep/b.jsonl.gz", "deep/")):
+        source = read(place)
+        assert [row.values for row in source.rows] == ROWS
+        assert [row.place for row in source.rows] == [
+            f"{named}{each}" for each in ("a.jsonl:1", "b.jsonl.gz:2", "b.jsonl.gz:3")
+        ]
+        assert source.format == "JSONL, 2 files" + (" (not read: README.md)" if place == "deep" else "")
+        sums = "".join(
+            f"{hashlib.sha256((tmp_path / 'deep' / name).read_bytes()).hexdigest()}  {named}{name}\n"
+            for name in ("a.jsonl", "b.jsonl.gz")
+        )
+        assert source.sha256 == hashlib.sha256(sums.encode()).hexdigest()
+    assert [row.values for row in read("deep/b.jsonl.gz,deep/a.jsonl").rows] == [*ROWS[1:], ROWS[0]]
+    assert (read("deep", max_rows=2).total, len(read("deep", max_rows=2).rows)) == (3, 2)
+    with pytest.raises(UserError, match=r"c\.jsonl: no such file"):
+        read("deep/a.jsonl,deep/c.jsonl")
+
+
+def test_a_name_with_commas_and_brackets_is_a_name(tmp_path):
+    assert len(read(write(tmp_path, "a,b[1]*.jsonl", jsonl())).rows) == 3
+
+
+def test_a_folder_of_texts_is_a_document_a_file(tmp_path):
+    write(tmp_path, "b.txt", "one\n\ntwo\n")
+    write(tmp_path, "a/z.md.gz", "# three")
+    write(tmp_path, ".git/c.txt", "hidden")
+    source = read(tmp_path)
+    assert [row.values for row in source.rows] == [
+        {"text": "# three", "file": "a/z.md.gz"},
+        {"text": "one\n\ntwo", "file": "b.txt"},
+    ]
+    assert source.format == "text, a document a file, 2 files"
+
+
+def test_files_that_do_not_belong_together_are_not_mixed(tmp_path):
+    write(tmp_path, "kinds/a.csv", CSV)
+    write(tmp_path, "kinds/b.jsonl", jsonl())
+    with pytest.raises(UserError, match=r"found CSV: a\.csv; JSONL: b\.jsonl, expected files of one kind"):
+        read(tmp_path / "kinds")
+    with pytest.raises(UserError, match=r"b\.jsonl: found JSONL, but .*a\.csv is CSV"):
+        read(f"{tmp_path}/kinds/a.csv,{tmp_path}/kinds/b.jsonl")
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write(tmp_path, f"hub/data/{name}.parquet", parquet_bytes())
+    with pytest.raises(UserError, match=r"holds the splits test, train") as raised:
+        read(tmp_path / "hub")
+    named = re.findall("data='([^']*)'", raised.value.fix)
+    assert [read(each).total for each in named] == [3, 6]
+
+
+def test_a_folder_of_hugging_face_datasets_is_its_shards_in_their_order(tmp_path):
+    names = [f"data-{number:05d}-of-00003.arrow" for number in (2, 0, 1)]
+    for name, row in zip(names, ROWS, strict=True):
+        write(tmp_path, f"all/train/{name}", arrow_bytes(rows=[row]))
+    write(
+        tmp_path,
+        "all/train/state.json",
+        json.dumps({"_data_files": [{"filename": name} for name in names], "_split": "train"}),
+    )
+    write(tmp_path, "all/train/dataset_info.json", "{}")
+    write(tmp_path, "all/train/cache-1f2e.arrow", arrow_bytes())  # left behind by map(); not the dataset's
+    write(tmp_path, "all/dataset_dict.json", json.dumps({"splits": ["train"]}))
+    source = read(tmp_path / "all" / "train")
+    assert [row.values for row in source.rows] == ROWS
+    assert source.rows[0].place == f"{names[0]} record 1"
+    assert source.format == "Arrow, 3 files"
+    with pytest.raises(UserError, match="holds the splits train") as raised:
+        read(tmp_path / "all")
+    assert str(tmp_path / "all" / "train") in raised.value.fix
+    (tmp_path / "all" / "train" / names[1]).unlink()
+    with pytest.raises(UserError, match=rf"{names[1]}: no such file"):
+        read(tmp_path / "all" / "train")
+    write(tmp_path, "all/train/state.json", "[]")
+    with pytest.raises(UserError, match=r"state\.json: not the file"):
+        read(tmp_path / "all" / "train")
 
 
 def test_max_rows_keeps_the_first_and_counts_all(tmp_path):
@@ -233,6 +361,7 @@ def test_max_rows_keeps_the_first_and_counts_all(tmp_path):
         "a.jsonl": jsonl(ROWS * 10),
         "a.csv": "a\n" + "1\n" * 30,
         "a.parquet": parquet_bytes(ROWS * 10),
+        "a.arrow": arrow_bytes(rows=ROWS * 10),
     }.items():
         source = read(write(tmp_path, name, content), max_rows=4)
         assert (len(source.rows), source.total) == (4, 30)
@@ -323,7 +452,7 @@ def test_cell_names_the_row():
             cell(source.rows[row], name)
 
 
-@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz", "a.txt", "a.md"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
+@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz", "a.txt", "a.md", "a.arrow", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"ARROW1", b"\xff\xff\xff\xff", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_a_user_error_is_raised_and_every_row_is_accounted_for(
     tmp_path, content, name, start, bad_rows

@@ -2,142 +2,53 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
-import csv
+import glob
 import gzip
 import hashlib
 import io
-import itertools
 import json
+import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from danlu.core.errors import UserError, nearest
+from danlu.data import formats
+from danlu.data.rows import SKIP, Collected, Rejected, Row, RowError, Source, cell, column, kind_of
 
+
+__all__ = ["SKIP", "Rejected", "Row", "Source", "cell", "column", "read"]
 
 FORMATS = {
-    ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".tab": "TSV", ".parquet": "Parquet", ".pq": "Parquet",
-    ".txt": "text", ".md": "Markdown",
+    ".txt": "text", ".md": "Markdown", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".tab": "TSV",
+    ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow",
 }  # fmt: skip
-SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them"
-PACKED = {
+FOREIGN = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV in UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV in UTF-8"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard data", "unpack it first: zstd -d FILE"),
-    b"BZh": ("bzip2 data", "unpack it first: bunzip2 FILE"),
-    b"\xfd7zXZ": ("xz data", "unpack it first: unxz FILE"),
     b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
     b"%PDF-": ("a PDF document", "extract its text to JSONL first"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record.
-
-    number: the line in the file for JSONL and text (a document's first line); for everything else the record's number, from 1.
-    where: what stands before the number in an error: `my.jsonl:` or `my.csv record `.
-    """
-
-    number: int
-    values: dict[str, Any]
-    where: str = "row "
-
-    @property
-    def place(self) -> str:
-        return f"{self.where}{self.number}"
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row left out (`bad_rows=skip`): its place (`my.jsonl:17`) and the reason."""
-
-    place: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was read.
-
-    name: the file's name, or `Python` for data handed over in memory.
-    sha256: of the file's bytes as they lie on the disk; for Python data of the rows kept.
-    total: records in the file, readable or not, before max_rows.
-    format: what the file was taken for, to be said aloud.
-    """
-
-    name: str
-    sha256: str
-    rows: tuple[Row, ...]
-    rejected: tuple[Rejected, ...]
-    total: int
-    format: str
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column some row has, in the order they appear."""
-        return tuple(dict.fromkeys(itertools.chain.from_iterable(row.values for row in self.rows)))
-
-
-class _RowError(Exception):
-    """A record that cannot be read; the rest of the file can."""
-
-    def __init__(self, reason: str, fix: str = SKIP) -> None:
-        super().__init__(reason)
-        self.reason, self.fix = reason, fix
-
-
-class _Collected:
-    """Rows and rejected rows as they come: the first `max_rows` readable ones are kept, all are counted."""
-
-    def __init__(self, name: str, bad_rows: str, max_rows: int | None) -> None:
-        self.name, self.skip, self.limit = name, bad_rows == "skip", max_rows
-        self.rows: list[Row] = []
-        self.rejected: list[Rejected] = []
-        self.total = 0
-
-    @property
-    def full(self) -> bool:
-        return self.limit is not None and len(self.rows) >= self.limit
-
-    def add(self, number: int, where: str, place: str, record: Callable[[], dict[str, Any]]) -> None:
-        self.total += 1
-        if self.full:
-            return
-        try:
-            self.rows.append(Row(number, record(), where))
-        except _RowError as bad:
-            if not self.skip:
-                raise UserError(f"{place}: {bad.reason}", bad.fix) from None
-            self.rejected.append(Rejected(place, bad.reason))
-
-    def source(self, sha256: str, format: str) -> Source:  # noqa: A002 (the field's own name)
-        if not self.rows:
-            if self.rejected:
-                first = self.rejected[0]
-                raise UserError(
-                    f"{self.name}: none of its {self.total} rows can be read; the first, {first.place}: {first.reason}",
-                    f"expected {format}; mend the file",
-                )
-            raise UserError(
-                f"{self.name}: read as {format}, there is no row in it",
-                "put at least one row into it, or name another file",
-            )
-        return Source(self.name, sha256, tuple(self.rows), tuple(self.rejected), self.total, format)
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files of a Hugging Face dataset that say something about the rows and hold none."""
+SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|eval)([-_.]\d.*)?")
 
 
 def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> Source:
-    """Records from a path (text, JSONL, JSON array, CSV, TSV, Parquet; each also `.gz`) or from Python.
+    """Records from files or from Python.
 
-    Text (`.txt`) has one column, `text`: a document is a block between blank lines, or a line if no two lines have a blank
-    one between them. `.md` is one document. Which it was, `format` says.
+    A path: text, JSONL, JSON array, CSV, TSV, Parquet, Arrow; each also packed as `.gz`, `.bz2`, `.xz` or `.zst`. Text (`.txt`) has one
+    column, `text`: a document is a block between blank lines, or a line if there is no blank one between two others. `.md` is one document.
+
+    Several files of one kind: `a.jsonl,b.jsonl`, a pattern (`shards/*.jsonl`) or a folder with all below it, in the order of their paths.
+    A folder of `.txt` and `.md` gives one document a file, with its path in the column `file`. A folder that Hugging Face datasets saved
+    (`save_to_disk`) gives its shards in their order.
 
     Python data: a pandas or polars DataFrame, an Arrow table, an iterable of dicts, or a dict of equally long columns.
     bad_rows: `error` raises at the first row that cannot be read, `skip` leaves it out and lists it in `rejected`.
@@ -148,45 +59,108 @@ def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> 
     if bad_rows not in ("error", "skip"):
         raise UserError(f"bad_rows: found {bad_rows!r}, expected error or skip", nearest(bad_rows, ("error", "skip")))
     if isinstance(data, (str, os.PathLike)):
-        return _read_file(Path(data).expanduser(), bad_rows, max_rows)
-    return _read_python(data, _Collected("Python", bad_rows, max_rows))
-
-
-def column(source: Source, wanted: str | None, usual: Sequence[str], key: str) -> str:
-    """The column to use: `wanted` if given, else the first of the `usual` names the source has (any case).
-
-    key: the setting that names this column, for the error.
-    """
-    columns = source.columns
-    listed = ", ".join(repr(name) for name in columns)
-    if wanted is not None:
-        if wanted not in columns:
+        try:
+            return _read_files(Path(data).expanduser(), bad_rows, max_rows)
+        except OSError as error:
             raise UserError(
-                f"{source.name}: no column {wanted!r} ({key}={wanted}); it has {listed}", nearest(wanted, columns)
-            )
-        return wanted
-    by_name = {name.strip().lower(): name for name in reversed(columns)}
-    for name in usual:
-        if name.lower() in by_name:
-            return by_name[name.lower()]
-    raise UserError(
-        f"{source.name}: no column for {key}: looked for {', '.join(usual)}; it has {listed}",
-        f"name the column: {key}=COLUMN",
-    )
-
-
-def cell(row: Row, name: str) -> Any:
-    """The row's value in a column; an error naming the row when it has none (absent, null, or empty text)."""
-    value = row.values.get(name)
-    if value is None or value == "":
-        found = (
-            "is null" if name in row.values and value is None else "is empty" if name in row.values else "is missing"
-        )
-        raise UserError(f"{row.place}: column {name!r} {found}; the row has {', '.join(map(repr, row.values))}", SKIP)
-    return value
+                f"{error.filename or data}: cannot be read: {error.strerror or error}",
+                "check the path and its permissions",
+            ) from None
+    return _read_python(data, Collected("Python", bad_rows, max_rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
+
+
+def _read_files(place: Path, bad_rows: str, max_rows: int | None) -> Source:
+    folder = place.is_dir()
+    files, note = _folder(place) if folder else (_named(place), "")
+    if len(files) == 1 and not folder:
+        found = Collected(files[0].name, bad_rows, max_rows)
+        return found.source(*_read_file(files[0], found))
+    found = Collected(place.name, bad_rows, max_rows)
+    digests, kinds = hashlib.sha256(), list[str]()
+    for file in files:
+        found.file = file.relative_to(place).as_posix() if folder else str(file)
+        digest, kind = _read_file(file, found, whole=folder)
+        if kinds and kind.split(",")[0] != kinds[0].split(",")[0]:
+            raise UserError(
+                f"{file}: found {kind}, but {files[0]} is {kinds[0]}; files that are read together are of one kind",
+                "name those of one kind, such as data='FOLDER/*.jsonl'",
+            )
+        kinds.append(kind)
+        digests.update(f"{digest}  {found.file}\n".encode())
+    said = " or ".join(dict.fromkeys(kinds))
+    return found.source(digests.hexdigest(), f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}")
+
+
+def _named(place: Path) -> list[Path]:
+    """The files of `a.jsonl,b.jsonl` or `*.jsonl`; a name that is a file's is that file, whatever characters it has."""
+    if place.exists():
+        return [place]
+    if "," in str(place):
+        return [file for part in str(place).split(",") if part for file in _named(Path(part).expanduser())]
+    if not set("*?[") & set(str(place)):
+        return [place]
+    matching = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())  # noqa: PTH207 (absolute patterns too)
+    if not matching:
+        raise UserError(f"{place}: no file matches this pattern", f"the pattern is read from {Path.cwd()}")
+    return matching
+
+
+def _folder(place: Path) -> tuple[list[Path], str]:
+    """The files of a folder that hold its rows, and what is to be said about the others."""
+    state = place / "state.json"
+    if (place / "dataset_dict.json").is_file() and not state.is_file():
+        inside = sorted(entry.name for entry in place.iterdir() if (entry / "state.json").is_file())
+        raise _splits(place, {name: str(place / name) for name in inside})
+    if state.is_file():
+        try:
+            files = [place / Path(each["filename"]).name for each in json.loads(state.read_bytes())["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{state}: not the file that Hugging Face datasets writes: {type(error).__name__}: {error}",
+                "save the dataset again with save_to_disk",
+            ) from None
+        return files, ""
+    every = sorted(
+        path
+        for path in place.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(place).parts)
+    )
+    kinds: dict[str, list[Path]] = {}
+    for path in every:
+        kind = FORMATS.get(_suffix(path))
+        if kind and path.name not in ABOUT:
+            kinds.setdefault("text" if kind == "Markdown" else kind, []).append(path)
+    if len(kinds) > 1:
+        kinds.pop("text", None)  # a table's README
+    if len(kinds) != 1:
+        found = "; ".join(f"{kind}: {files[0].relative_to(place)}" for kind, files in kinds.items())
+        raise UserError(
+            f"{place}: found {found or 'no file'}, expected files of one kind ({', '.join(FORMATS)})",
+            f"name the files, such as data='{place}/*.jsonl'",
+        )
+    ((_, files),) = kinds.items()
+    splits: dict[str, str] = {}
+    for path in files:
+        for parent in path.relative_to(place).parents:
+            if SPLIT.fullmatch(parent.name):
+                splits.setdefault(parent.name, str(place / parent))
+        if named := SPLIT.fullmatch(path.name.split(".")[0]):
+            splits.setdefault(named[1], str(path.parent / f"{named[1]}*"))
+    if len(splits) > 1:
+        raise _splits(place, splits)
+    others = [path.relative_to(place).as_posix() for path in every if path not in set(files)]
+    listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return files, f" (not read: {listed})" if others else ""
+
+
+def _splits(place: Path, splits: Mapping[str, str]) -> UserError:
+    return UserError(
+        f"{place}: it holds the splits {', '.join(splits)}, which are not to be mixed",
+        "name one at a time: " + " ".join(f"data='{where}'" for where in splits.values()),
+    )
 
 
 class _Hashed(io.RawIOBase):
@@ -195,12 +169,14 @@ class _Hashed(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self.file = path.open("rb", buffering=0)
         self.hash = hashlib.sha256()
+        self.count = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self.file.readinto(buffer) or 0
+        self.count += count
         self.hash.update(memoryview(buffer)[:count])
         return count
 
@@ -215,52 +191,81 @@ class _Hashed(io.RawIOBase):
         return self.hash.hexdigest()
 
 
-def _read_file(path: Path, bad_rows: str, max_rows: int | None) -> Source:
-    name = path.name
-    found = _Collected(name, bad_rows, max_rows)
-    try:
-        _expect_file(path)
-        with _Hashed(path) as raw:
-            buffered: IO[bytes] = io.BufferedReader(raw, 1 << 20)
-            packed = buffered.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]
-            stream = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20) if packed else buffered
-            head = stream.peek(1 << 16)[: 1 << 16]  # type: ignore[attr-defined]
-            kind = _format(path, head)
-            encoding = "" if kind == "Parquet" else _utf16(head)
-            if encoding:
-                raise UserError(f"{name}: found {encoding} text, expected UTF-8", _iconv(path, encoding))
-            if kind == "Parquet":
-                _parquet(path, stream.read() if packed else None, found)
-            elif kind == "JSON":
-                _json_array(stream, path, found)
-            elif kind == "JSONL":
-                _jsonl(_lines(stream, path), found)
-            elif kind == "text":
-                kind = _text(_lines(stream, path), found)
-            elif kind == "Markdown":
-                kind = _document(_lines(stream, path), found, kind)
-            else:
-                kind = _csv(_lines(stream, path), kind, found)
-            return found.source(raw.finish(), kind)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{name}: broken gzip data after {found.total} rows: {error}",
-            "copy or download the file again; it is cut off or damaged",
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror or error}", "check the path and its permissions"
-        ) from None
+class _Unpacked(io.RawIOBase):
+    """What is in a packed file. Damage is told by the number of rows before it; a file that grows without measure is refused."""
+
+    def __init__(self, kind: str, packed: _Hashed, stream: IO[bytes], found: Collected) -> None:
+        self.kind, self.packed, self.found, self.count = kind, packed, found, 0
+        if kind == "zstd":
+            import pyarrow as pa
+
+            self.file: Any = pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
+        else:
+            opener: Any = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[kind]
+            self.file = opener(**{"fileobj" if kind == "gzip" else "filename": stream})
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self.file.read(len(buffer))
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if getattr(error, "errno", None):  # the disk's fault, not the file's
+                raise
+            raise UserError(
+                f"{self.found.file}: broken {self.kind} data after {self.found.total} rows: {error}",
+                "copy or download the file again; it is cut off or damaged",
+            ) from None
+        self.count += len(content)
+        if self.count > max(BOMB_BYTES, BOMB_RATIO * self.packed.count):
+            raise UserError(
+                f"{self.found.file}: its first {self.packed.count:,} bytes unpack to {self.count:,}, over {BOMB_RATIO} times as much",
+                "such a file is made to fill the memory; if this one is not, unpack it and name the unpacked file",
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+BOMB_BYTES, BOMB_RATIO = 1 << 28, 200
+"""A packed file may always unpack to 256 MB, and to more as long as that is under 200 times what was read of it."""
+
+
+def _read_file(path: Path, found: Collected, whole: bool = False) -> tuple[str, str]:
+    """Adds the file's records to `found`; its SHA-256, and what it was taken for. whole: a text is one document, with the column `file`."""
+    _expect_file(path)
+    with _Hashed(path) as raw:
+        stream: io.BufferedReader[Any] = io.BufferedReader(raw, 1 << 20)
+        start = stream.peek(6)
+        packing = next((kind for mark, kind in PACKED.items() if start.startswith(mark)), None)
+        if packing:
+            stream = io.BufferedReader(_Unpacked(packing, raw, stream, found), 1 << 20)
+        head = stream.peek(1 << 16)[: 1 << 16]
+        kind = _format(path, head)
+        if kind in ("Parquet", "Arrow"):
+            formats.arrow(path, stream.read() if packing else None, found, kind)
+            return raw.finish(), kind
+        if encoding := formats.utf16(head):
+            raise UserError(f"{found.file}: found {encoding} text, expected UTF-8", formats.iconv(path, encoding))
+        if kind == "JSON":
+            formats.json_array(stream, path, found)
+            return raw.finish(), kind
+        lines = formats.lines(stream, path)
+        if kind == "JSONL":
+            formats.jsonl(lines, found)
+        elif kind == "Markdown" or (kind == "text" and whole):
+            kind = formats.document(lines, found, **({"file": found.file} if whole else {}))
+        elif kind == "text":
+            kind = formats.text(lines, found)
+        else:
+            kind = formats.table(lines, kind, found)
+        return raw.finish(), kind
 
 
 def _expect_file(path: Path) -> None:
     if path.is_dir():
-        inside = sorted(entry.name for entry in path.iterdir() if _suffix(entry) in FORMATS)
-        listed = f"; in it: {', '.join(inside[:8])}" if inside else ""
-        raise UserError(
-            f"{path} is a folder, expected a file{listed}",
-            f"name one file, such as {path / (inside[0] if inside else 'my.jsonl')}",
-        )
+        raise UserError(f"{path} is a folder, expected a file", f"name its files, such as '{path}/*.jsonl'")
     if not path.exists():
         folder = path.parent
         if not folder.is_dir():
@@ -278,20 +283,24 @@ def _expect_file(path: Path) -> None:
 
 def _suffix(path: Path) -> str:
     name = path.name.lower()
-    return Path(name.removesuffix(".gz")).suffix
+    for packing in formats.PACKINGS:
+        name = name.removesuffix(packing)
+    return Path(name).suffix
 
 
 def _format(path: Path, head: bytes) -> str:
     """By content where a mark says it for sure, else by extension, else by the first character."""
     if head.startswith(b"PAR1"):
         return "Parquet"
-    for mark, (what, fix) in PACKED.items():
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "Arrow"
+    for mark, (what, fix) in FOREIGN.items():
         if head.startswith(mark):
             raise UserError(f"{path.name}: found {what}, expected text, JSONL, CSV or Parquet", fix)
     known = FORMATS.get(_suffix(path))
-    if known == "Parquet":
+    if known in ("Parquet", "Arrow"):
         raise UserError(
-            f"{path.name}: found {head[:16]!r} at its start, expected a Parquet file (PAR1)",
+            f"{path.name}: found {head[:16]!r} at its start, expected {'a Parquet file (PAR1)' if known == 'Parquet' else 'Arrow'}",
             "export it again, or give the file the extension of what it is (.jsonl, .csv)",
         )
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -303,7 +312,7 @@ def _format(path: Path, head: bytes) -> str:
         if known == "JSON" or text.startswith(b"{"):
             return "JSONL"
         first = text.split(b"\n", 1)[0]
-        if _utf16(head) or b"\t" in first:
+        if formats.utf16(head) or b"\t" in first:
             return "TSV"
         if b"," in first or b";" in first:
             return "CSV"
@@ -321,340 +330,10 @@ def _json_line(text: bytes) -> bool:
         return False
 
 
-def _utf16(head: bytes) -> str:
-    for mark, encoding in (
-        (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
-    ):  # fmt: skip
-        if head.startswith(mark):
-            return encoding
-    # Without a mark: ASCII in UTF-16 has a NUL in every other byte.
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if max(even, odd) * 5 > len(head) and min(even, odd) * 10 < max(even, odd):
-        return "UTF-16BE" if even > odd else "UTF-16LE"
-    return ""
-
-
-def _iconv(path: Path, encoding: str) -> str:
-    plain, suffix = path.name, ""
-    if path.name.lower().endswith(".gz"):
-        plain, suffix = path.name[:-3], ".gz"
-    new = f"{Path(plain).stem}.utf8{Path(plain).suffix}{suffix}"
-    if suffix:
-        return f"zcat '{path.name}' | iconv -f {encoding} -t UTF-8 | gzip > '{new}'"
-    return f"iconv -f {encoding} -t UTF-8 '{path.name}' > '{new}'"
-
-
-def guess_encoding(raw: bytes) -> str:
-    """The likely encoding of text that is not UTF-8, by its name for iconv: GB18030, SHIFT_JIS or WINDOWS-1252.
-
-    East Asian encodings write a character as two bytes, mostly both above 127; in Western text such bytes stand alone.
-    """
-    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
-    if not runs or sum(run == 1 for run in runs) * 2 > len(runs):
-        return "WINDOWS-1252"
-    # Read as what it is, the text is mostly everyday characters; read as another, it is mostly rare ones.
-    best, name = 0.5, "WINDOWS-1252"
-    for encoding, everyday in (("gb18030", "gb2312"), ("shift_jis", "iso2022_jp")):
-        text = raw.decode(encoding, errors="replace")
-        foreign = [character for character in text if character > "\x7f"]
-        share = sum(bool(character.encode(everyday, errors="ignore")) for character in foreign) / len(foreign)
-        if encoding == "shift_jis" and not re.search("[\u3041-\u30ff]", text):
-            continue  # no Japanese without kana
-        if share > best:
-            best, name = share, encoding.upper()
-    return name
-
-
-def _lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str | _RowError]]:
-    """(number from 1, text with its line end), or what is wrong with the line."""
-    utf8_seen = False
-    for number, raw in enumerate(stream, 1):
-        if number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if b"\0" in raw:
-            yield (
-                number,
-                _RowError(
-                    f"NUL byte at byte {raw.index(0) + 1} of the line, expected text",
-                    f"the file is damaged or not text; {SKIP}",
-                ),
-            )
-            continue
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield number, _not_utf8(raw, error, path, utf8_seen)
-            continue
-        utf8_seen = utf8_seen or not text.isascii()
-        yield number, text
-
-
-def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Path, utf8_seen: bool) -> _RowError:
-    where = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line is not UTF-8"
-    if utf8_seen:
-        return _RowError(f"{where}, though earlier lines are", SKIP)
-    encoding = guess_encoding(raw)
-    near = raw[max(0, error.start - 20) : error.start + 20].decode(encoding, errors="replace").strip()
-    return _RowError(
-        f"{where}; it looks like {encoding} ({near!r})",
-        f"{_iconv(path, encoding)} (or set bad_rows=skip to leave such rows out)",
-    )
-
-
-def _text(lines: Iterable[tuple[int, str | _RowError]], found: _Collected) -> str:
-    """Documents between blank lines. Until the first of those, every line may be a document of its own."""
-    block: list[tuple[int, str | _RowError]] = []
-    blocks = gap = False
-    for number, line in lines:
-        if isinstance(line, str) and not line.strip():
-            gap = bool(block)
-            continue
-        if gap:  # a blank line between two others
-            blocks, gap = True, False
-            _add_text(block, found)
-            block = []
-        block.append((number, line))
-    if blocks:
-        _add_text(block, found)
-        return "text, a document between blank lines"
-    for pair in block:
-        _add_text([pair], found)
-    return "text, a document a line"
-
-
-def _document(lines: Iterable[tuple[int, str | _RowError]], found: _Collected, kind: str) -> str:
-    block = list(lines)
-    while block and isinstance(block[-1][1], str) and not block[-1][1].strip():
-        block.pop()
-    if block:
-        _add_text(block, found)
-    return f"{kind}, one document"
-
-
-def _add_text(block: list[tuple[int, str | _RowError]], found: _Collected) -> None:
-    where = f"{found.name}:"
-    number = next((number for number, line in block if isinstance(line, _RowError)), block[0][0])
-    found.add(block[0][0], where, f"{where}{number}", partial(_text_row, block))
-
-
-def _text_row(block: list[tuple[int, str | _RowError]]) -> dict[str, Any]:
-    lines = []
-    for _, line in block:
-        if isinstance(line, _RowError):
-            raise line
-        lines.append(line.rstrip("\r\n"))
-    return {"text": "\n".join(lines)}
-
-
-def _jsonl(lines: Iterable[tuple[int, str | _RowError]], found: _Collected) -> None:
-    where = f"{found.name}:"
-    for number, line in lines:
-        if isinstance(line, str) and line.isspace():
-            continue
-        found.add(number, where, f"{where}{number}", partial(_json_object, line))
-
-
-def _json_object(line: str | _RowError) -> dict[str, Any]:
-    if isinstance(line, _RowError):
-        raise line
-    try:
-        value = json.loads(line, object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        text = line.rstrip("\r\n")
-        at = min(error.pos, len(text))
-        hint = "expected one JSON object on each line"
-        if text.strip() in ("{", "["):
-            raise _RowError(
-                f"found only {text.strip()!r}, {hint}",
-                "write each record on one line (jq -c '.[]' FILE), or name an array's file .json",
-            ) from None
-        raise _RowError(
-            f"broken JSON at column {at + 1}: {error.msg}, near {text[max(0, at - 25) : at + 25]!r}; {hint}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise _RowError(f"JSON that cannot be read: {error}") from None
-    return _object(value, surrogates="\\ud" in line or "\\uD" in line)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in made if names.count(name) > 1)
-        raise _RowError(f"the key {twice!r} stands twice in one object, and only one value could count")
-    return made
-
-
-def _object(value: Any, surrogates: bool) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _RowError(f'found {_kind(value)}, expected an object with named columns, such as {{"text": …}}')
-    if surrogates:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise _RowError(
-                f"half of a surrogate pair ({error.object[error.start]!a}), which is no character"
-            ) from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return f"{names.get(type(value), type(value).__name__)} ({json.dumps(value, ensure_ascii=False, default=str)[:40]})"
-
-
-def _json_array(stream: IO[bytes], path: Path, found: _Collected) -> None:
-    """A file that is one array of objects. An array has no line to go on from: if it is broken, nothing of it is read."""
-    raw = stream.read().removeprefix(codecs.BOM_UTF8)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        encoding = guess_encoding(raw[max(0, error.start - 2000) : error.start + 2000])
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path.name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; it looks like {encoding}",
-            _iconv(path, encoding),
-        ) from None
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        near = text[max(0, error.pos - 25) : error.pos + 25]
-        raise UserError(
-            f"{path.name}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}, near {near!r}",
-            "expected one array of objects; for one object on each line use the extension .jsonl",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path.name}: JSON that cannot be read: {error}", "expected one array of objects") from None
-    where = f"{found.name} record "
-    surrogates = "\\ud" in text or "\\uD" in text
-    for number, record in enumerate(records, 1):
-        found.add(number, where, f"{where}{number}", partial(_object, record, surrogates))
-
-
-@contextmanager
-def _huge_fields() -> Iterator[None]:
-    """The csv module refuses fields over 128 kB unless told; the limit is global, so it is put back."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _csv(lines: Iterator[tuple[int, str | _RowError]], kind: str, found: _Collected) -> str:
-    troubles: dict[int, _RowError] = {}
-    head: list[str] = []
-
-    def texts() -> Iterator[str]:
-        for number, line in lines:
-            if isinstance(line, _RowError):
-                troubles[number] = line
-                line = "\ufffd\n"  # keeps the count of lines; the record it falls in is refused below
-            if not head:
-                head.append(line)
-            yield line
-
-    feed = texts()
-    first = next(feed, "")
-    if 1 in troubles:
-        raise UserError(f"{found.name}:1: {troubles[1].reason}", troubles[1].fix)
-    delimiter = "\t" if kind == "TSV" else ","
-    if delimiter not in first:  # a spreadsheet in a country with a decimal comma writes `;`
-        delimiter = max(",;\t|", key=first.count) if any(mark in first for mark in ",;\t|") else delimiter
-        if delimiter != ("\t" if kind == "TSV" else ","):
-            kind = f"{kind} separated by {'a tab' if delimiter == chr(9) else repr(delimiter)}"
-    with _huge_fields():
-        records = csv.reader(itertools.chain([first], feed), delimiter=delimiter, strict=True)
-        names = _header(records, found.name)
-        where, number = f"{found.name} record ", 0
-        while True:
-            start = records.line_num + 1
-            fields: list[str] | None = None
-            broken: _RowError | None = None
-            try:
-                fields = next(records)
-            except StopIteration:
-                return kind
-            except csv.Error as error:
-                broken = _RowError(
-                    _quotes(str(error)), 'put the field into "…" and double the quotes inside it; ' + SKIP
-                )
-            if fields == []:
-                continue
-            number += 1
-            bad = next((troubles[line] for line in range(start, records.line_num + 1) if line in troubles), broken)
-            found.add(number, where, f"{found.name}:{start}", partial(_record, names, fields, bad, delimiter))
-
-
-def _quotes(message: str) -> str:
-    if "unexpected end of data" in message:
-        return "a quote is opened here and not closed until the end of the file"
-    return f"broken CSV: {message}"
-
-
-def _header(records: Iterator[list[str]], name: str) -> list[str]:
-    try:
-        names = [field.strip() for field in next(records, [])]
-    except csv.Error as error:
-        raise UserError(f"{name}:1: {_quotes(str(error))}", "the first line must be the names of the columns") from None
-    if not any(names):
-        raise UserError(
-            f"{name}:1: the first line is blank, expected the names of the columns", "write them, such as: text,label"
-        )
-    twice = sorted({field for field in names if names.count(field) > 1})
-    if twice:
-        raise UserError(
-            f"{name}:1: column {twice[0]!r} stands {names.count(twice[0])} times, expected each name once",
-            "rename or remove one of them",
-        )
-    return names
-
-
-def _record(names: list[str], fields: list[str] | None, bad: _RowError | None, delimiter: str) -> dict[str, Any]:
-    if bad is not None or fields is None:
-        raise bad or _RowError("broken CSV")
-    if len(fields) != len(names):
-        mark = "a tab" if delimiter == "\t" else repr(delimiter)
-        raise _RowError(
-            f"found {len(fields)} columns, expected {len(names)} ({', '.join(names)})",
-            f'put a field that holds {mark} or a line break into "…"; {SKIP}',
-        )
-    return dict(zip(names, fields, strict=True))
-
-
-def _parquet(path: Path, content: bytes | None, found: _Collected) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path if content is None else pa.BufferReader(content))
-        names = file.schema_arrow.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(
-                f"{path.name}: column {twice[0]!r} stands {names.count(twice[0])} times", "rename or remove one of them"
-            )
-        where, number = f"{found.name} record ", 0
-        for batch in file.iter_batches(batch_size=4096):
-            for record in batch.to_pylist():
-                number += 1
-                found.add(number, where, f"{where}{number}", partial(dict, record))
-            if found.full:
-                break
-        found.total = file.metadata.num_rows
-    except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:
-        raise UserError(
-            f"{path.name}: broken Parquet: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "export or download it again",
-        ) from None
-
-
 # --------------------------------------------------------------------------------------------------------------- Python
 
 
-def _read_python(data: Any, found: _Collected) -> Source:
+def _read_python(data: Any, found: Collected) -> Source:
     records, format_name = _records(data)
     digest = hashlib.sha256()
     for number, record in enumerate(records, 1):
@@ -691,7 +370,7 @@ def _columns(data: Mapping[Any, Any]) -> list[dict[Any, Any]]:
     for name, values in data.items():
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
             raise UserError(
-                f"data[{name!r}]: found {_kind(values)}, expected a list or an array, one value a row",
+                f"data[{name!r}]: found {kind_of(values)}, expected a list or an array, one value a row",
                 "for one row, wrap it: [{…}]",
             )
         columns[name] = list(values)
@@ -704,17 +383,17 @@ def _columns(data: Mapping[Any, Any]) -> list[dict[Any, Any]]:
 
 def _plain_row(record: Any, digest: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise _RowError(f"found {_kind(record)}, expected a dict of columns", 'write each row as {"text": "…", …}')
+        raise RowError(f"found {kind_of(record)}, expected a dict of columns", 'write each row as {"text": "…", …}')
     for name in record:
         if not isinstance(name, str):
-            raise _RowError(f"found {name!r} as a column's name, expected text", "rename the column")
+            raise RowError(f"found {name!r} as a column's name, expected text", "rename the column")
     values: dict[str, Any] = _plain(dict(record))
     try:
         digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False, default=_stable).encode() + b"\n")
     except UnicodeEncodeError as error:
-        raise _RowError(f"half of a surrogate pair ({error.object[error.start]!a}), which is no character") from None
+        raise RowError(f"half of a surrogate pair ({error.object[error.start]!a}), which is no character") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise _RowError(
+        raise RowError(
             f"a value that cannot be kept: {error}",
             "use text, numbers, true/false, lists, dicts, dates, bytes or arrays",
         ) from None

@@ -1,0 +1,367 @@
+"""Readers of one file: text, JSONL, JSON, CSV and Parquet. Each adds its records, with their places, to a `Collected`."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from danlu.core.errors import UserError
+from danlu.data.rows import SKIP, Collected, RowError, kind_of
+
+
+PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+"""Suffix of a packed file -> the program that packs and unpacks it."""
+
+
+def utf16(head: bytes) -> str:
+    """The name of UTF-16 or UTF-32 if a file that starts with `head` is written so, else nothing."""
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+    ):  # fmt: skip
+        if head.startswith(mark):
+            return encoding
+    # Without a mark: ASCII in UTF-16 has a NUL in every other byte.
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) * 5 > len(head) and min(even, odd) * 10 < max(even, odd):
+        return "UTF-16BE" if even > odd else "UTF-16LE"
+    return ""
+
+
+def iconv(path: Path, encoding: str) -> str:
+    """The command that turns a file, packed or not, into UTF-8."""
+    name = path.name
+    packing = next((suffix for suffix in PACKINGS if name.lower().endswith(suffix)), "")
+    plain = Path(name[: len(name) - len(packing)])
+    new = f"{plain.stem}.utf8{plain.suffix}{packing}"
+    if packing:
+        tool = PACKINGS[packing]
+        return f"{tool} -dc '{name}' | iconv -f {encoding} -t UTF-8 | {tool} -c > '{new}'"
+    return f"iconv -f {encoding} -t UTF-8 '{name}' > '{new}'"
+
+
+def guess_encoding(raw: bytes) -> str:
+    """The likely encoding of text that is not UTF-8, by its name for iconv: GB18030, SHIFT_JIS or WINDOWS-1252.
+
+    East Asian encodings write a character as two bytes, mostly both above 127; in Western text such bytes stand alone.
+    """
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
+    if not runs or sum(run == 1 for run in runs) * 2 > len(runs):
+        return "WINDOWS-1252"
+    # Read as what it is, the text is mostly everyday characters; read as another, it is mostly rare ones.
+    best, name = 0.5, "WINDOWS-1252"
+    for encoding, everyday in (("gb18030", "gb2312"), ("shift_jis", "iso2022_jp")):
+        text = raw.decode(encoding, errors="replace")
+        foreign = [character for character in text if character > "\x7f"]
+        share = sum(bool(character.encode(everyday, errors="ignore")) for character in foreign) / len(foreign)
+        if encoding == "shift_jis" and not re.search("[\u3041-\u30ff]", text):
+            continue  # no Japanese without kana
+        if share > best:
+            best, name = share, encoding.upper()
+    return name
+
+
+def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str | RowError]]:
+    """(number from 1, text with its line end), or what is wrong with the line."""
+    utf8_seen = False
+    for number, raw in enumerate(stream, 1):
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in raw:
+            yield (
+                number,
+                RowError(
+                    f"NUL byte at byte {raw.index(0) + 1} of the line, expected text",
+                    f"the file is damaged or not text; {SKIP}",
+                ),
+            )
+            continue
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield number, _not_utf8(raw, error, path, utf8_seen)
+            continue
+        utf8_seen = utf8_seen or not text.isascii()
+        yield number, text
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Path, utf8_seen: bool) -> RowError:
+    where = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line is not UTF-8"
+    if utf8_seen:
+        return RowError(f"{where}, though earlier lines are", SKIP)
+    encoding = guess_encoding(raw)
+    near = raw[max(0, error.start - 20) : error.start + 20].decode(encoding, errors="replace").strip()
+    return RowError(
+        f"{where}; it looks like {encoding} ({near!r})",
+        f"{iconv(path, encoding)} (or set bad_rows=skip to leave such rows out)",
+    )
+
+
+def text(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> str:
+    """Documents between blank lines. Until the first of those, every line may be a document of its own."""
+    block: list[tuple[int, str | RowError]] = []
+    blocks = gap = False
+    for number, line in lines:
+        if isinstance(line, str) and not line.strip():
+            gap = bool(block)
+            continue
+        if gap:  # a blank line between two others
+            blocks, gap = True, False
+            _add_text(block, found, {})
+            block = []
+        block.append((number, line))
+    if blocks:
+        _add_text(block, found, {})
+        return "text, a document between blank lines"
+    for pair in block:
+        _add_text([pair], found, {})
+    return "text, a document a line"
+
+
+def document(lines: Iterable[tuple[int, str | RowError]], found: Collected, **others: str) -> str:
+    """The whole file as one document; others: further columns."""
+    block = list(lines)
+    while block and isinstance(block[-1][1], str) and not block[-1][1].strip():
+        block.pop()
+    if block:
+        _add_text(block, found, others)
+    return "text, a document a file"
+
+
+def _add_text(block: list[tuple[int, str | RowError]], found: Collected, others: Mapping[str, str]) -> None:
+    where = f"{found.file}:"
+    number = next((number for number, line in block if isinstance(line, RowError)), block[0][0])
+    found.add(block[0][0], where, f"{where}{number}", partial(_text_row, block, others))
+
+
+def _text_row(block: list[tuple[int, str | RowError]], others: Mapping[str, str]) -> dict[str, Any]:
+    lines = []
+    for _, line in block:
+        if isinstance(line, RowError):
+            raise line
+        lines.append(line.rstrip("\r\n"))
+    return {"text": "\n".join(lines), **others}
+
+
+def jsonl(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> None:
+    """One object a line; blank lines count as lines only."""
+    where = f"{found.file}:"
+    for number, line in lines:
+        if isinstance(line, str) and line.isspace():
+            continue
+        found.add(number, where, f"{where}{number}", partial(_json_object, line))
+
+
+def _json_object(line: str | RowError) -> dict[str, Any]:
+    if isinstance(line, RowError):
+        raise line
+    try:
+        value = json.loads(line, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        text = line.rstrip("\r\n")
+        at = min(error.pos, len(text))
+        hint = "expected one JSON object on each line"
+        if text.strip() in ("{", "["):
+            raise RowError(
+                f"found only {text.strip()!r}, {hint}",
+                "write each record on one line (jq -c '.[]' FILE), or name an array's file .json",
+            ) from None
+        raise RowError(
+            f"broken JSON at column {at + 1}: {error.msg}, near {text[max(0, at - 25) : at + 25]!r}; {hint}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"JSON that cannot be read: {error}") from None
+    return _object(value, surrogates="\\ud" in line or "\\uD" in line)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in made if names.count(name) > 1)
+        raise RowError(f"the key {twice!r} stands twice in one object, and only one value could count")
+    return made
+
+
+def _object(value: Any, surrogates: bool) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RowError(f'found {kind_of(value)}, expected an object with named columns, such as {{"text": …}}')
+    if surrogates:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RowError(f"half of a surrogate pair ({error.object[error.start]!a}), which is no character") from None
+    return value
+
+
+def json_array(stream: IO[bytes], path: Path, found: Collected) -> None:
+    """A file that is one array of objects. An array has no line to go on from: if it is broken, nothing of it is read."""
+    raw = stream.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding = guess_encoding(raw[max(0, error.start - 2000) : error.start + 2000])
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path.name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; it looks like {encoding}",
+            iconv(path, encoding),
+        ) from None
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        near = text[max(0, error.pos - 25) : error.pos + 25]
+        raise UserError(
+            f"{path.name}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}, near {near!r}",
+            "expected one array of objects; for one object on each line use the extension .jsonl",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path.name}: JSON that cannot be read: {error}", "expected one array of objects") from None
+    where = f"{found.file} record "
+    surrogates = "\\ud" in text or "\\uD" in text
+    for number, record in enumerate(records, 1):
+        found.add(number, where, f"{where}{number}", partial(_object, record, surrogates))
+
+
+@contextmanager
+def _huge_fields() -> Iterator[None]:
+    """The csv module refuses fields over 128 kB unless told; the limit is global, so it is put back."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def table(lines: Iterator[tuple[int, str | RowError]], kind: str, found: Collected) -> str:
+    """CSV or TSV, as `kind` says, with the names of the columns in the first line; returns the kind with the mark found."""
+    troubles: dict[int, RowError] = {}
+    head: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for number, line in lines:
+            if isinstance(line, RowError):
+                troubles[number] = line
+                line = "\ufffd\n"  # keeps the count of lines; the record it falls in is refused below
+            if not head:
+                head.append(line)
+            yield line
+
+    feed = texts()
+    first = next(feed, "")
+    if 1 in troubles:
+        raise UserError(f"{found.file}:1: {troubles[1].reason}", troubles[1].fix)
+    delimiter = "\t" if kind == "TSV" else ","
+    if delimiter not in first:  # a spreadsheet in a country with a decimal comma writes `;`
+        delimiter = max(",;\t|", key=first.count) if any(mark in first for mark in ",;\t|") else delimiter
+        if delimiter != ("\t" if kind == "TSV" else ","):
+            kind = f"{kind} separated by {'a tab' if delimiter == chr(9) else repr(delimiter)}"
+    with _huge_fields():
+        records = csv.reader(itertools.chain([first], feed), delimiter=delimiter, strict=True)
+        names = _header(records, found.file)
+        where, number = f"{found.file} record ", 0
+        while True:
+            start = records.line_num + 1
+            fields: list[str] | None = None
+            broken: RowError | None = None
+            try:
+                fields = next(records)
+            except StopIteration:
+                return kind
+            except csv.Error as error:
+                broken = RowError(
+                    _quotes(str(error)), 'put the field into "…" and double the quotes inside it; ' + SKIP
+                )
+            if fields == []:
+                continue
+            number += 1
+            bad = next((troubles[line] for line in range(start, records.line_num + 1) if line in troubles), broken)
+            found.add(number, where, f"{found.file}:{start}", partial(_record, names, fields, bad, delimiter))
+
+
+def _quotes(message: str) -> str:
+    if "unexpected end of data" in message:
+        return "a quote is opened here and not closed until the end of the file"
+    return f"broken CSV: {message}"
+
+
+def _header(records: Iterator[list[str]], name: str) -> list[str]:
+    try:
+        names = [field.strip() for field in next(records, [])]
+    except csv.Error as error:
+        raise UserError(f"{name}:1: {_quotes(str(error))}", "the first line must be the names of the columns") from None
+    if not any(names):
+        raise UserError(
+            f"{name}:1: the first line is blank, expected the names of the columns", "write them, such as: text,label"
+        )
+    twice = sorted({field for field in names if names.count(field) > 1})
+    if twice:
+        raise UserError(
+            f"{name}:1: column {twice[0]!r} stands {names.count(twice[0])} times, expected each name once",
+            "rename or remove one of them",
+        )
+    return names
+
+
+def _record(names: list[str], fields: list[str] | None, bad: RowError | None, delimiter: str) -> dict[str, Any]:
+    if bad is not None or fields is None:
+        raise bad or RowError("broken CSV")
+    if len(fields) != len(names):
+        mark = "a tab" if delimiter == "\t" else repr(delimiter)
+        raise RowError(
+            f"found {len(fields)} columns, expected {len(names)} ({', '.join(names)})",
+            f'put a field that holds {mark} or a line break into "…"; {SKIP}',
+        )
+    return dict(zip(names, fields, strict=True))
+
+
+def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> None:
+    """Parquet, or an Arrow stream or file as Hugging Face datasets writes it, batch by batch; content: of a packed file."""
+    import pyarrow as pa
+    from pyarrow import ipc, parquet
+
+    try:
+        with pa.memory_map(str(path)) if content is None else pa.BufferReader(content) as raw:
+            if kind == "Parquet":
+                file = parquet.ParquetFile(raw)
+                names, batches = file.schema_arrow.names, file.iter_batches(batch_size=4096)
+            elif raw.read(6) == b"ARROW1":
+                file = ipc.open_file(raw)
+                names, batches = file.schema.names, map(file.get_batch, range(file.num_record_batches))
+            else:
+                raw.seek(raw.size() - 8)
+                if (
+                    raw.read(8) != b"\xff\xff\xff\xff\0\0\0\0"
+                ):  # a reader takes a stream without its end for a short one
+                    raise ValueError("the stream has no end, it is cut off")
+                raw.seek(0)
+                batches = ipc.open_stream(raw)
+                names = batches.schema.names
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise UserError(
+                    f"{path.name}: column {twice[0]!r} stands {names.count(twice[0])} times",
+                    "rename or remove one of them",
+                )
+            where, number, before = f"{found.file} record ", 0, found.total
+            for batch in batches:
+                if found.full and kind == "Parquet":
+                    found.total = before + file.metadata.num_rows
+                    break
+                if found.full:
+                    found.total += batch.num_rows
+                    continue
+                for record in batch.to_pylist():
+                    number += 1
+                    found.add(number, where, f"{where}{number}", partial(dict, record))
+    except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:
+        raise UserError(
+            f"{path.name}: broken {kind}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            "export or download it again",
+        ) from None

@@ -1,0 +1,156 @@
+"""Rows with the place they came from, and their collection: what is kept, what is rejected and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from danlu.core.errors import UserError, nearest
+
+
+SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record.
+
+    number: the line in the file for JSONL and text (a document's first line); for everything else the record's number, from 1.
+    where: what stands before the number in an error: `my.jsonl:` or `my.csv record `.
+    """
+
+    number: int
+    values: dict[str, Any]
+    where: str = "row "
+
+    @property
+    def place(self) -> str:
+        return f"{self.where}{self.number}"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row left out (`bad_rows=skip`): its place (`my.jsonl:17`) and the reason."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read.
+
+    name: the file's or folder's name, or `Python` for data handed over in memory.
+    sha256: of the file's bytes as they lie on the disk; of several files, of what `sha256sum` prints for them, a line each;
+        for Python data of the rows kept.
+    total: records, readable or not, before max_rows.
+    format: what the file was taken for and what in it is no record, to be said aloud.
+    """
+
+    name: str
+    sha256: str
+    rows: tuple[Row, ...]
+    rejected: tuple[Rejected, ...]
+    total: int
+    format: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column some row has, in the order they appear."""
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(row.values for row in self.rows)))
+
+
+class RowError(Exception):
+    """A record that cannot be read; the rest of the file can."""
+
+    def __init__(self, reason: str, fix: str = SKIP) -> None:
+        super().__init__(reason)
+        self.reason, self.fix = reason, fix
+
+
+class Collected:
+    """Rows and rejected rows as they come: the first `max_rows` readable ones are kept, all are counted.
+
+    file: what places are named by; each file in turn when several are read into one.
+    """
+
+    def __init__(self, name: str, bad_rows: str, max_rows: int | None) -> None:
+        self.name, self.skip, self.limit = name, bad_rows == "skip", max_rows
+        self.file = name
+        self.rows: list[Row] = []
+        self.rejected: list[Rejected] = []
+        self.total = 0
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and len(self.rows) >= self.limit
+
+    def add(self, number: int, where: str, place: str, record: Callable[[], dict[str, Any]]) -> None:
+        self.total += 1
+        if self.full:
+            return
+        try:
+            self.rows.append(Row(number, record(), where))
+        except RowError as bad:
+            if not self.skip:
+                raise UserError(f"{place}: {bad.reason}", bad.fix) from None
+            self.rejected.append(Rejected(place, bad.reason))
+
+    def source(self, sha256: str, format: str) -> Source:  # noqa: A002 (the field's own name)
+        if not self.rows:
+            if self.rejected:
+                first = self.rejected[0]
+                raise UserError(
+                    f"{self.name}: none of its {self.total} rows can be read; the first, {first.place}: {first.reason}",
+                    f"expected {format}; mend the file",
+                )
+            raise UserError(
+                f"{self.name}: read as {format}, there is no row in it",
+                "put at least one row into it, or name another file",
+            )
+        return Source(self.name, sha256, tuple(self.rows), tuple(self.rejected), self.total, format)
+
+
+def column(source: Source, wanted: str | None, usual: Sequence[str], key: str) -> str:
+    """The column to use: `wanted` if given, else the first of the `usual` names the source has (any case).
+
+    key: the setting that names this column, for the error.
+    """
+    columns = source.columns
+    listed = ", ".join(repr(name) for name in columns)
+    if wanted is not None:
+        if wanted not in columns:
+            raise UserError(
+                f"{source.name}: no column {wanted!r} ({key}={wanted}); it has {listed}", nearest(wanted, columns)
+            )
+        return wanted
+    by_name = {name.strip().lower(): name for name in reversed(columns)}
+    for name in usual:
+        if name.lower() in by_name:
+            return by_name[name.lower()]
+    raise UserError(
+        f"{source.name}: no column for {key}: looked for {', '.join(usual)}; it has {listed}",
+        f"name the column: {key}=COLUMN",
+    )
+
+
+def cell(row: Row, name: str) -> Any:
+    """The row's value in a column; an error naming the row when it has none (absent, null, or empty text)."""
+    value = row.values.get(name)
+    if value is None or value == "":
+        found = (
+            "is null" if name in row.values and value is None else "is empty" if name in row.values else "is missing"
+        )
+        raise UserError(f"{row.place}: column {name!r} {found}; the row has {', '.join(map(repr, row.values))}", SKIP)
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """What a value read from JSON is, in words, with its beginning."""
+    if value is None:
+        return "null"
+    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return f"{names.get(type(value), type(value).__name__)} ({json.dumps(value, ensure_ascii=False, default=str)[:40]})"
