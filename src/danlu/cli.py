@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from danlu.core.errors import Interrupted, UserError, nearest, printable
-from danlu.core.types import TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ def asked(call: Call) -> Any:
 
 def pretrain(call: Call) -> None:
     found = asked(call)
-    if found.experiment.task.task in TEXT_TASKS:
+    if found.experiment.task.task in ("chat", "text-classification"):
         raise UserError(
-            f"{found.recipe} starts from pretrained weights; language models from zero are not there yet",
-            f"danlu finetune {found.recipe}",
+            f"{found.recipe} starts from pretrained weights",
+            f"danlu finetune {found.recipe}; from random weights: danlu pretrain gpt, danlu pretrain bert",
         )
     finetune(call)
 
@@ -263,7 +262,7 @@ def doctor(call: Call) -> None:
 COMMANDS = {
     "pretrain": Command(
         "RECIPE|FILE.yaml [key=value …] [out=DIR]",
-        "the same from random weights: mlp, resnet18, autoencoder, gan",
+        "the same from random weights: gpt, bert, mlp, resnet18, autoencoder, gan",
         pretrain,
     ),
     "finetune": Command(

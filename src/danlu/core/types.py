@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     import torch
 
-TEXT_TASKS = ("chat", "text-classification")
+CORPUS_TASKS = ("language-model", "masked-language-model")
+TEXT_TASKS = ("chat", "text-classification", *CORPUS_TASKS)
 IMAGE_TASKS = ("image-classification", "autoencoder", "gan")
 CLASSIFIERS = ("text-classification", "image-classification")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
-from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
+from danlu.core.types import CLASSIFIERS, CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,16 @@ class DataOptions:
         None, "column whose equal values stay in one split (a customer, a source file)", tasks=TEXT_TASKS
     )
     max_tokens: int | None = option(
-        None, "longest row in tokens; derived from the model's context and the data", low=8, tasks=TEXT_TASKS
+        None,
+        "longest row in tokens; derived from the model's context and the data; for a language model the tokens of every row",
+        low=8,
+        tasks=TEXT_TASKS,
     )
     too_long: str = option(
         "truncate",
         "a row longer than max_tokens is cut, dropped, or an error",
         choices=("truncate", "drop", "error"),
-        tasks=TEXT_TASKS,
+        tasks=("chat", "text-classification"),
     )
     image_size: int | None = option(
         None,
@@ -47,6 +50,18 @@ class DataOptions:
         low=8,
         high=1024,
         tasks=IMAGE_TASKS,
+    )
+    tokenizer: str | None = option(
+        None,
+        "for random weights: a folder with tokenizer.json, a run or a catalogue name; learned from the training rows when not given",
+        tasks=CORPUS_TASKS,
+    )
+    vocabulary: int | None = option(
+        None,
+        "tokens of a tokenizer that is learned; derived from the text",
+        low=300,
+        high=1_000_000,
+        tasks=CORPUS_TASKS,
     )
     data_licence: str | None = option(None, "the licence of the data, for the model card")
     bad_rows: str = option(

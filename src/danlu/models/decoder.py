@@ -48,6 +48,31 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, int | None, float], Tensor]
 """(layer, q, k, v, window, dropout) -> what the layer's attention saw: within documents, or of a cache."""
 
 
+def describe(depth: int, vocabulary: int, context: int) -> dict[str, Any]:
+    """The config.json of a Llama of `depth` layers from random weights: 64 wide a layer, heads of 64, SwiGLU of 8/3 the width.
+
+    One dial for the whole shape, as in nanochat: width and depth grow together (Kaplan et al. 2020 found the exact ratio to matter little).
+    The embedding is the output matrix too, which in a small model would otherwise be most of the weights (Press and Wolf 2017).
+    """
+    width = 64 * depth
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": depth,
+        "num_key_value_heads": depth,
+        "intermediate_size": 64 * round(width * 8 / 3 / 64),
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+    }
+
+
 def supports(config: Mapping[str, Any]) -> bool:
     """Whether `Decoder` computes what transformers would for this `config.json`."""
     if config.get("model_type") not in FAMILY:

@@ -44,6 +44,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def describe(depth: int, vocabulary: int, context: int) -> dict[str, Any]:
+    """The config.json of a BERT of `depth` layers from random weights: 64 wide a layer, heads of 64, MLP of four times the width."""
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": vocabulary,
+        "hidden_size": 64 * depth,
+        "num_hidden_layers": depth,
+        "num_attention_heads": depth,
+        "intermediate_size": 256 * depth,
+        "max_position_embeddings": context,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "layer_norm_eps": 1e-12,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+    }
+
+
 def supports(config: Mapping[str, Any]) -> bool:
     """Whether `Encoder` computes what transformers would for this `config.json`."""
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
-from danlu.core.types import IMAGE_TASKS, TEXT_TASKS
+from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ModelOptions:
     model: str = option(
         "smollm2-135m",
         "a catalogue name (`danlu models`), a folder, a hub name, an earlier run or one of its checkpoints; "
-        "for images also an architecture with random weights: mlp, vgg11, resnet18, vit. Also written init=",
+        "or an architecture with random weights: gpt, bert, mlp, vgg11, resnet18, vit. Also written init=",
     )
     initialise: str | None = option(
         None,
@@ -40,6 +40,13 @@ class ModelOptions:
     dropout: float | None = option(None, "dropout inside the network; derived from the checkpoint", low=0.0, high=0.9)
     template: str | None = option(
         None, "a file with a Jinja chat template; derived from the checkpoint", tasks=("chat",)
+    )
+    depth: int | None = option(
+        None,
+        "from random weights: layers of a gpt, bert or vit; width and heads follow; derived from the tokens there are",
+        low=1,
+        high=256,
+        tasks=(*CORPUS_TASKS, "image-classification"),
     )
     hidden: tuple[int, ...] | None = option(
         None,

@@ -14,6 +14,8 @@ RECIPES = Catalog(
         "chat": "danlu.recipes.text:chat",
         "text-classification": "danlu.recipes.text:text_classification",
         "sentiment": "danlu.recipes.text:sentiment",
+        "gpt": "danlu.recipes.text:gpt",
+        "bert": "danlu.recipes.text:bert",
         "image-classification": "danlu.recipes.images:image_classification",
         "mlp": "danlu.recipes.images:mlp",
         "resnet18": "danlu.recipes.images:resnet18",

@@ -22,6 +22,7 @@ from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen, freeze
 from danlu.tasks.generative import Adversarial, Autoencoding
 from danlu.tasks.language import Language
+from danlu.tasks.masked import Masked
 from danlu.tasks.supervised import Classification
 from danlu.training import optimizer
 from danlu.training.fit import State
@@ -87,7 +88,11 @@ def task_of(prepared: Prepared, model: Any) -> Any:
     if prepared.labels:
         augment = Augment(asked.augment, prepared.processor) if asked.augment else None
         return Classification(model, learner(), class_weights(prepared), asked.label_smoothing, augment)
-    return Language(model, learner(), asked.label_smoothing)
+    if asked.task == "masked-language-model":
+        mask = prepared.processor.specials[prepared.processor.named["mask_token"]]
+        return Masked(model, mask, learner(), asked.mask_share)
+    each = prepared.findings.get("bytes_per_token")
+    return Language(model, learner(), asked.label_smoothing, each)
 
 
 def class_weights(prepared: Prepared) -> torch.Tensor | None:

@@ -22,6 +22,7 @@ from danlu.data.processor import Augment, Processor, usual_size
 from danlu.data.source import Source
 from danlu.experiment import Asked, Experiment
 from danlu.models import vision
+from danlu.models.initialise import initialise
 from danlu.models.options import ModelOptions
 from danlu.models.pretrained import Base, read_json, resolve
 from danlu.stages.image_answers import BATCH, answering, at_the_end, evaluate, predict
@@ -197,7 +198,7 @@ def described(base: Base, asked: Asked, processor: Processor, labels: Sequence[s
             raise UserError(
                 f"{base.name} was fine-tuned to classify: half of the {task} is gone", "start from the run it came from"
             )
-        for key in ("hidden", "code", "activation", "convolutional"):
+        for key in ("hidden", "code", "activation", "convolutional", "depth", "initialise"):
             if key in asked.settings and getattr(options, key) != getattr(ModelOptions(), key):
                 raise UserError(f"{key}= describes random weights, but {base.name} has weights", "leave it out")
         for key, found in (("num_channels", processor.channels), ("image_size", processor.size)):
@@ -220,6 +221,7 @@ def described(base: Base, asked: Asked, processor: Processor, labels: Sequence[s
         dropout=options.dropout,
         code=options.code,
         convolutional=options.convolutional,
+        depth=options.depth,
     )
 
 
@@ -284,6 +286,8 @@ def network(prepared: Prepared, say: Say) -> Any:
     labels = prepared.labels or None
     if base.kind == "random":
         model = vision.from_config(prepared.config, labels, seed)
+        if name := prepared.experiment.model.initialise:
+            initialise(model, name, seed)
     else:
         with reading(base.folder):
             model = vision.load(base.folder, labels=labels, dropout=dropout, seed=seed, new_head=True, log=say)
@@ -295,7 +299,7 @@ def micro_batch(prepared: Prepared) -> int:
     return number(prepared.experiment.training.batch_size)
 
 
-def watch(run: Path, prepared: Prepared, model: Any, every: int, until: int) -> list[Any]:
+def watch(run: Path, prepared: Prepared, model: Any, every: int, until: int, _: Say) -> list[Any]:
     """What a generative network has learned so far, as pictures."""
     return [] if prepared.labels else [Samples(run, prepared, model, every, until)]
 

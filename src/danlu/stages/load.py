@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
+from danlu.core.types import CLASSIFIERS
 from danlu.models.pretrained import Base, _safe_open, read_json, resolve, weight_files, weights_sha256
 
 
@@ -164,7 +165,7 @@ def open_weights(
     from danlu.models.pretrained import load
     from danlu.surgery import adapter
 
-    kind = "language" if task == "chat" else "classification"
+    kind = "classification" if task in CLASSIFIERS else "language"
     quiet = (lambda _: None) if weights.adapter is not None else say
     with reading(weights.folder):
         model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, log=quiet)

@@ -1,4 +1,4 @@
-"""What differs between texts and images on the way from rows to answers."""
+"""What differs between texts, running text and images on the way from rows to answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from danlu.core.errors import UserError
 from danlu.core.run import Run
-from danlu.core.types import IMAGE_TASKS
+from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS
 from danlu.data.source import Source
 from danlu.experiment import Asked
 from danlu.serving.engine import Predictor, Writer
@@ -23,12 +23,12 @@ def nothing(*_: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Modality:
-    """The functions of `texts.py` and of `images.py`; a third modality is a third module.
+    """The functions of `texts.py`, `corpus.py` and `images.py`; another modality is another module.
 
     prepare: everything up to the first step; `stages.prepare.prepare` says what it promises. read: one source (what was asked, its
     place, most rows), in the form that the task learns from. keep: write the held-out rows into the run's data/; all rows, if they came
     from Python. network: on its device, with random weights or learned ones. micro_batch: the most that goes through it at once while it
-    learns, in the unit of its batches. looked_at: the same where it is only measured. watch: (run, prepared, model, every, until) ->
+    learns, in the unit of its batches. looked_at: the same where it is only measured. watch: (run, prepared, model, every, until, say) ->
     hooks of `fit` that show what has been learned so far. at_the_end: the test of a training run, JSON-ready. evaluate: (run, data, say,
     **settings) -> figures of a finished run on its own test rows, or on `data`. predict: (run, inputs, data, **settings) -> an answer for
     each input. answering: the final model as the service asks it. settings: what `evaluate` and `predict` may be told beside their data.
@@ -44,7 +44,7 @@ class Modality:
     evaluate: Callable[..., dict[str, Any]]
     predict: Callable[..., list[dict[str, Any]]]
     answering: Callable[[Run], Writer | Predictor]
-    watch: Callable[[Path, Prepared, Any, int, int], list[Any]] = nothing
+    watch: Callable[[Path, Prepared, Any, int, int, Say], list[Any]] = nothing
     settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -54,6 +54,10 @@ def modality(task: str) -> Modality:
         from danlu.stages.images import IMAGES
 
         return IMAGES
+    if task in CORPUS_TASKS:
+        from danlu.stages.corpus import CORPUS
+
+        return CORPUS
     from danlu.stages.texts import TEXTS
 
     return TEXTS

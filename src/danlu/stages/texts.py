@@ -78,7 +78,8 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         )
     encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
     check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()), weights)
-    check_unknown(encoded["train"], parts["train"], base, options.unknown_share)
+    unknown = encoded["train"].unknown / max(1, encoded["train"].tokens)
+    check_unknown(unknown, parts["train"], base, options.unknown_share)
     if not len(encoded["train"].rows):
         reasons = (
             "; ".join(f"{entry['reason']} ({entry['count']})" for entry in encoded["train"].dropped.json())
@@ -117,9 +118,8 @@ def check_vocabulary(tokens: int, weights: Weights) -> None:
         )
 
 
-def check_unknown(encoded: Encoded, items: Sequence[Item], base: Base, limit: float) -> None:
-    """Text the tokenizer cannot read is not learned, whatever the loss says."""
-    share = encoded.unknown / max(1, encoded.tokens)
+def check_unknown(share: float, items: Sequence[Item], base: Base, limit: float) -> None:
+    """Text the tokenizer cannot read is not learned, whatever the loss says. share: of unknown tokens."""
     if share > limit:
         language = language_of([item.text for item in items])
         entries = [MODELS.get(name) for name in MODELS.names()]
@@ -200,16 +200,12 @@ def describe(
         language = language_of(texts)
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    for test, what in ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML")):
-        if (part := share(texts, test)) >= 0.01:
-            notes.append(f"{part:.0%} of the training rows contain {what}")
+    notes += flaws(texts)
     smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
     if smuggled:
         notes.append(
             f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
         )
-    edges = np.histogram_bin_edges(lengths, bins=min(24, max(1, len(np.unique(lengths)))))
-    counts, _ = np.histogram(lengths, edges)
     cuts: dict[str, int] = {}
     for each in encoded.values():
         for reason, count in each.cut.items():
@@ -219,15 +215,7 @@ def describe(
         "tokens": {
             "train": int(lengths.sum()),
             "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
-            "lengths": {
-                "min": int(lengths.min()),
-                "median": int(np.median(lengths)),
-                "p95": int(np.percentile(lengths, 95)),
-                "max": int(lengths.max()),
-                "histogram": [
-                    [round(float(edge), 1), int(count)] for edge, count in zip(edges[:-1], counts, strict=True)
-                ],
-            },
+            "lengths": spread(lengths),
         },
         "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
         "truncated": {
@@ -236,6 +224,26 @@ def describe(
             "learned": cuts.get("learned tokens cut off", 0),
         },
         "view": [view(rows, place, tokenizer) for place in range(min(3, len(rows)))],
+    }
+
+
+def flaws(texts: Sequence[str]) -> list[str]:
+    """What is often wrong with training texts."""
+    tests = ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML"))
+    shares = [(share(texts, test), what) for test, what in tests]
+    return [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
+
+
+def spread(lengths: np.ndarray) -> dict[str, Any]:
+    """Of the rows in tokens, with a histogram."""
+    edges = np.histogram_bin_edges(lengths, bins=min(24, max(1, len(np.unique(lengths)))))
+    counts, _ = np.histogram(lengths, edges)
+    return {
+        "min": int(lengths.min()),
+        "median": int(np.median(lengths)),
+        "p95": int(np.percentile(lengths, 95)),
+        "max": int(lengths.max()),
+        "histogram": [[round(float(edge), 1), int(count)] for edge, count in zip(edges[:-1], counts, strict=True)],
     }
 
 

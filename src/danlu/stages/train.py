@@ -288,7 +288,7 @@ def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tra
             )
         )
     chain += [
-        *modality(prepared.task).watch(run.path, prepared, built.model, every, until),
+        *modality(prepared.task).watch(run.path, prepared, built.model, every, until, progress.say),
         hooks.Save(run.checkpoints, every, until, tracker, best, clock),
         Page(run.path, every, progress.say),
         progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ FEW = 8
 class Language(NetworkTask):
     """Causal language modelling on the supervised tokens of each document; the mean is over supervised tokens."""
 
-    def __init__(self, model: Any, learner: Learner | None = None, label_smoothing: float = 0.0) -> None:
-        """model: a `core.types.Backbone`. learner: None measures only."""
+    def __init__(
+        self,
+        model: Any,
+        learner: Learner | None = None,
+        label_smoothing: float = 0.0,
+        bytes_per_token: float | None = None,
+    ) -> None:
+        """model: a `core.types.Backbone`. learner: None measures only. bytes_per_token: of the text, to tell bits per byte too."""
         super().__init__(model, model=learner)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.bytes_per_token = label_smoothing, bytes_per_token
 
     def counts(self, batch: Documents, learner: str) -> dict[str, float]:
         return {"tokens": float((batch.targets != IGNORED).sum())}
@@ -56,4 +63,7 @@ class Language(NetworkTask):
     def measures(self, batch: Documents) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Validation: name -> (sum, count) of each document, without label smoothing."""
         taught = torch.tensor([int((part != IGNORED).sum()) for part in batch.targets.split(batch.lengths)])
-        return {"loss": (self.row_losses(batch).cpu(), taught)}
+        sums = self.row_losses(batch).cpu()
+        if self.bytes_per_token is None:
+            return {"loss": (sums, taught)}
+        return {"loss": (sums, taught), "bits_per_byte": (sums / math.log(2), taught * self.bytes_per_token)}

@@ -201,6 +201,30 @@ class LabelledTexts:
         return Encoded(Rows.with_labels(ids, labels, numbers), account, tokens, unknown, longest, dict(cut))
 
 
+class RunningText:
+    """Rows with a text, learned from as it runs."""
+
+    def __init__(self, data: DataOptions) -> None:
+        self.data, self.said = data, ""
+
+    def items(self, source: Source) -> tuple[list[Item], Account]:
+        name = column(source, self.data.text, TEXTS, "text")
+        group = group_column(source, self.data.group)
+        self.said = f"documents in column {name!r}"
+        account, found = Account(), []
+        for row in source.rows:
+            try:
+                text = cell(row, name)
+                if not isinstance(text, str) or not text.strip():
+                    raise UserError(f"{row.place}: {name}: found {text!r}, expected text", "mend or remove the row")
+                member = None if group is None else str(cell(row, group))
+            except UserError as error:
+                refuse(error, row, self.data.bad_rows, account)
+                continue
+            found.append(Item(row.number, row.place, normal_form(text), text, {"text": text}, group=member))
+        return found, account
+
+
 def group_column(source: Source, wanted: str | None) -> str | None:
     """The column of `group=`, which must be there."""
     return None if wanted is None else column(source, wanted, (), "group")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
-from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
+from danlu.core.types import CLASSIFIERS, CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,14 @@ class TaskOptions:
         "share of the target spread over all classes (Szegedy et al. 2016)",
         low=0.0,
         high=0.5,
-        tasks=(*TEXT_TASKS, "image-classification"),
+        tasks=("chat", "language-model", *CLASSIFIERS),
+    )
+    mask_share: float = option(
+        0.15,
+        "share of the tokens that is hidden (Devlin et al. 2019)",
+        low=0.01,
+        high=0.9,
+        tasks=("masked-language-model",),
     )
     class_weights: str = option(
         "none",
@@ -32,7 +39,7 @@ class TaskOptions:
     )
     answer_tokens: int = option(128, "longest such answer in tokens", low=1, tasks=("chat",))
     baselines: bool = option(
-        True, "honest baselines on the same split", tasks=("text-classification", "image-classification", "autoencoder")
+        True, "honest baselines on the same split", tasks=(*CLASSIFIERS, *CORPUS_TASKS, "autoencoder")
     )
     augment: tuple[str, ...] = option(
         (), "changes to training images: crop, flip, rotate, colour, erase", tasks=("image-classification",)

@@ -1,0 +1,295 @@
+"""Running text through the stages: a decoder learns what comes next, an encoder what was hidden; from random weights or learned ones.
+
+Keeps to `stages.modality.Modality`; what a trained model writes and how well it predicts is in `corpus_answers.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from danlu.core import config as settings
+from danlu.core.config import Setting
+from danlu.core.errors import UserError
+from danlu.data import pack
+from danlu.data.pack import Packed
+from danlu.data.tokenizer import Tokenizer
+from danlu.data.vocabulary import learn
+from danlu.experiment import Asked, Experiment
+from danlu.models import decoder, encoder
+from danlu.models.generate import Sampling
+from danlu.models.initialise import initialise
+from danlu.models.pretrained import Base, resolve
+from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, predict
+from danlu.stages.load import Weights, weights_of
+from danlu.stages.modality import Modality
+from danlu.stages.prepare import (
+    Open,
+    Prepared,
+    Say,
+    learned_before,
+    number,
+    part,
+    shared_findings,
+    sources_of,
+)
+from danlu.stages.texts import check_unknown, check_vocabulary, flaws, keep, micro_batch, read_source, spread
+from danlu.stages.texts import network as pretrained
+from danlu.tasks.material import Account, Item, RunningText
+
+
+SCRATCH = {"gpt": "language-model", "bert": "masked-language-model"}
+"""Architectures with random weights, and what each learns."""
+TOKENS_PER_WEIGHT = 20
+"""Hoffmann et al. 2022: about so many tokens for each weight get most out of a budget of computation."""
+PASSES = 4
+"""Muennighoff et al. 2023: up to four passes over the same text are about as good as new text."""
+
+
+def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
+    """Everything up to the first step, as `stages.prepare.prepare` promises it."""
+    experiment, options = asked.experiment, asked.experiment.data
+    causal = experiment.task.task == "language-model"
+    sources = sources_of(asked, data, read_source)
+    base = start(asked, say)
+    weights = None if base.kind == "random" else weights_of(base, say)
+    if weights is not None and weights.bidirectional == causal:
+        kind, recipe = ("an encoder", "bert") if causal else ("a decoder", "gpt")
+        raise UserError(f"{base.name} is {kind}", f"danlu pretrain {recipe} model={base.name}")
+    material, dropped = RunningText(options), Account()
+    parts = part(material, sources, experiment, dropped, say)
+    if weights is not None:
+        tokenizer = Tokenizer.load(weights.folder)
+        check_vocabulary(tokenizer.base_size, weights)
+    else:
+        tokenizer = vocabulary(asked, parts["train"], causal, say)
+    if not causal and "mask_token" not in tokenizer.named:
+        raise UserError(f"the tokenizer of {base.name} has no mask token", "choose an encoder made for masks")
+    ids = {name: encoded([item.text for item in items], tokenizer, causal) for name, items in parts.items()}
+    context = context_of(experiment, weights, ids["train"], base)
+    rows = {name: packed(ids[name], items, tokenizer, context, causal, name) for name, items in parts.items()}
+    if not len(rows["train"]):
+        raise UserError("nothing to learn: no text", "look at `danlu preflight`")
+    if weights is not None:
+        check_vocabulary(max(int(each.ids.max(initial=-1)) + 1 for each in rows.values()), weights)
+    unknown = float((rows["train"].ids == tokenizer.unknown).mean()) if tokenizer.unknown is not None else 0.0
+    check_unknown(unknown, parts["train"], base, options.unknown_share)
+    described = None
+    everything = derive(asked, weights, rows, context)
+    if weights is None:
+        depth = number(everything["depth"].value)
+        described = config_of(base.name, depth, context, tokenizer)
+    findings = describe(sources, parts, rows, dropped, unknown)
+    findings["notes"] += learned_before(base, parts["test"])
+    return Prepared(
+        asked=asked,
+        experiment=settings.build(Experiment, everything),
+        settings=everything,
+        base=base,
+        weights=weights,
+        processor=tokenizer,
+        labels=(),
+        rows=rows,
+        items=parts,
+        sources=sources,
+        findings=findings,
+        config=described,
+    )
+
+
+def start(asked: Asked, say: Say) -> Base:
+    """Where the weights come from; gpt and bert mean random ones."""
+    name, task, options = asked.experiment.model.model, asked.experiment.task.task, asked.experiment
+    if name in SCRATCH:
+        if SCRATCH[name] != task:
+            raise UserError(f"model={name} cannot be trained for {task}", f"danlu pretrain {name}")
+        if options.data.tokenizer and options.data.vocabulary:
+            raise UserError("tokenizer= is ready, so there is no vocabulary= to learn", "leave one of them out")
+        return Base(name, Path(), "", "none: random weights", "random")
+    for key, found in (
+        ("depth", options.model.depth),
+        ("initialise", options.model.initialise),
+        ("tokenizer", options.data.tokenizer),
+        ("vocabulary", options.data.vocabulary),
+    ):
+        if found is not None:
+            raise UserError(f"{key}= describes random weights, but {name} has weights", "leave it out")
+    return resolve(name, say, tuple(SCRATCH))
+
+
+def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> Tokenizer:
+    """The tokenizer of random weights: a given one, or one learned from the training rows."""
+    options = asked.experiment.data
+    if options.tokenizer is not None:
+        folder = Path(options.tokenizer).expanduser()
+        if not (folder / "tokenizer.json").is_file():
+            folder = resolve(options.tokenizer, say).folder
+        return Tokenizer.load(folder)
+    size = options.vocabulary or vocabulary_size(sum(len(item.text.encode()) for item in items))
+    say(f"learning a tokenizer of {size:,} tokens from {len(items):,} documents")
+    return learn(
+        (item.text for item in items),
+        kind="bpe" if causal else "wordpiece",
+        size=size,
+        specials="decoder" if causal else "encoder",
+    )
+
+
+def vocabulary_size(size: int) -> int:
+    """Of a text of so many bytes: a power of two that grows with its square root, 1,024 to 32,768.
+
+    Tokens that hardly occur are hardly learned: at 1 MB it is 4,096, of which the rarest occur some twenty times.
+    """
+    return int(2 ** min(15, max(10, round(math.log2(max(1, size)) / 2 + 2))))
+
+
+def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config.json of random weights; the embedding has a multiple of 64 rows, which products like."""
+    describe = decoder.describe if name == "gpt" else encoder.describe
+    found = describe(depth, 64 * math.ceil(tokenizer.size / 64), context)
+    named = {key: tokenizer.specials.get(tokenizer.named.get(f"{key}_token", "")) for key in ("bos", "eos", "pad")}
+    return found | {f"{key}_token_id": each for key, each in named.items() if each is not None}
+
+
+def context_of(experiment: Experiment, weights: Weights | None, ids: Sequence[np.ndarray], base: Base) -> int:
+    """Tokens in a row: enough for nine of ten documents, as far as the model can see."""
+    wanted = experiment.data.max_tokens
+    if weights is not None and wanted is not None and wanted > weights.context:
+        raise UserError(
+            f"max_tokens={wanted}, but {base.name} reads at most {weights.context} tokens",
+            f"set max_tokens={weights.context} or less",
+        )
+    if wanted is not None:
+        return wanted
+    long = float(np.percentile([len(each) for each in ids], 90)) if ids else 128.0
+    usual = int(min(1024, max(128, 64 * math.ceil(long / 64))))
+    return min(usual, weights.context) if weights is not None else usual
+
+
+def packed(
+    ids: Sequence[np.ndarray], items: Sequence[Item], tokenizer: Tokenizer, context: int, causal: bool, name: str
+) -> Packed:
+    """One part of the split; the held-out parts begin each document anew."""
+    numbers = [item.number for item in items]
+    if causal:
+        return pack.stream(ids, numbers, context, aligned=name != "train")
+    around = tokenizer.encode("", special=True)
+    return pack.whole(ids, numbers, context, around[:1], around[1:])
+
+
+def derive(
+    asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int
+) -> dict[str, Setting]:
+    """The settings of training on running text."""
+    opened, tokens = Open(asked), rows["train"].size
+    lora = False
+    if weights is not None:
+        small = weights.parameters < 60e6
+        why = f"{weights.parameters / 1e6:,.0f} M weights"
+        lora = opened.fill("method", "full" if small else "lora", why) == "lora"
+    else:
+        if asked.experiment.model.method == "lora":
+            raise UserError("method=lora: random weights have nothing to keep", "leave it out")
+        opened.fill("method", "full", "random weights")
+        depth = deepest(PASSES * tokens)
+        opened.fill(
+            "depth",
+            depth,
+            f"{tokens:,} tokens, {PASSES} passes, {TOKENS_PER_WEIGHT} for each weight (Hoffmann et al. 2022)",
+        )
+        opened.fill("dropout", 0.0, "few passes over a text leave little to overfit")
+    opened.fill("max_tokens", context, "nine of ten documents fit, as far as the model sees")
+    wide = 64 * number(opened.settings["depth"].value) if weights is None else 0
+    if lora:
+        rate, why = 2e-4, "LoRA's matrices start at zero and bear ten times the rate of whole weights"
+    elif weights is not None:
+        rate, why = (1e-4, "learned weights: an order below the rate of pretraining, so that what they know stays")
+    else:
+        rate, why = (
+            3e-3 * min(1.0, 256 / wide),
+            f"random weights, {wide} wide: 3e-3 up to 256, then falling as 1 / width",
+        )
+    opened.fill("learning_rate", rate, why)
+    wanted = min(65_536, max(1024, 2 ** round(math.log2(max(1.0, tokens / 250)))))
+    size = max(1, wanted // context)
+    opened.fill("batch_size", size, f"{tokens:,} tokens to learn from: about {size * context:,} of them an update")
+    passes = float(PASSES) if weights is None else 1.0
+    opened.length(len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]))
+    return opened.settings
+
+
+def deepest(tokens: int) -> int:
+    """The deepest decoder (`models.decoder.describe`) that so many tokens feed, 2 to 32 layers; its layers have 12 * width^2 weights."""
+    return max(
+        (depth for depth in range(2, 33) if 12 * depth * (64 * depth) ** 2 * TOKENS_PER_WEIGHT <= tokens), default=2
+    )
+
+
+def describe(
+    sources: Mapping[str, Any],
+    parts: Mapping[str, list[Item]],
+    rows: Mapping[str, Packed],
+    dropped: Account,
+    unknown: float,
+) -> dict[str, Any]:
+    """What preflight found in running text, JSON-ready."""
+    found = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
+    texts = [item.text for item in parts["train"]]
+    found["notes"] += flaws(texts)
+    lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], np.diff(rows["train"].pieces))
+    size = sum(len(text.encode()) for text in texts)
+    return found | {
+        "tokens": {
+            "train": rows["train"].size,
+            "learned": int((rows["train"].targets >= 0).sum()),
+            "bytes": size,
+            "lengths": spread(lengths),
+        },
+        "bytes_per_token": size / max(1, rows["train"].size),
+        "unknown_share": unknown,
+        "truncated": {"rows": 0, "tokens": 0, "learned": 0},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def network(prepared: Prepared, say: Say) -> Any:
+    """The network of an experiment on its device: random weights by seed, or those it starts from."""
+    if prepared.config is None:
+        return pretrained(prepared, say)
+    options, seed = prepared.experiment.model, prepared.experiment.training.seed
+    own: Any = decoder.Decoder if prepared.task == "language-model" else encoder.Encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = own(prepared.config, "language", dropout=options.dropout)
+    if options.initialise:
+        initialise(model, options.initialise, seed)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def watch(run: Path, prepared: Prepared, model: Any, every: int, until: int, say: Say) -> list[Any]:
+    """What the model writes so far."""
+    return [Continuations(run, prepared, model, every, until, say)]
+
+
+CORPUS = Modality(
+    prepare=prepare,
+    read=read_source,
+    keep=keep,
+    network=network,
+    micro_batch=micro_batch,
+    looked_at=micro_batch,
+    at_the_end=at_the_end,
+    evaluate=evaluate,
+    predict=predict,
+    answering=answering,
+    watch=watch,
+    settings={"evaluate": ("text",), "predict": ("text", *(field.name for field in fields(Sampling)))},
+)

@@ -1,0 +1,308 @@
+"""A trained model of running text: what it writes or fills in, and how well it predicts text it never learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from danlu.core.errors import UserError
+from danlu.core.run import Run, write_text
+from danlu.data import pack
+from danlu.data.options import DataOptions
+from danlu.data.source import read
+from danlu.data.tokenizer import Tokenizer
+from danlu.evaluation import metrics
+from danlu.evaluation.baselines import counted_tokens
+from danlu.evaluation.compare import compare
+from danlu.models.generate import Sampling, generate
+from danlu.serving.engine import Predictor, Writer
+from danlu.stages.load import Opened, open_final
+from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
+from danlu.stages.text_answers import TOKENS, Speaker, inputs_of, untouched, write
+from danlu.tasks.language import Language
+from danlu.tasks.masked import Masked
+from danlu.tasks.material import Item, RunningText
+from danlu.training.fit import State, Step, averaged
+from danlu.training.hooks import measure
+
+
+SHOWN = 6
+"""Beginnings of held-out documents that are continued, in words."""
+
+
+def encoded(texts: Sequence[str], tokenizer: Tokenizer, causal: bool) -> list[np.ndarray]:
+    """Documents as int32 ids; for a decoder with what begins a text and the token that ends it, for an encoder bare."""
+    found: list[np.ndarray] = []
+    end = [tokenizer.specials[tokenizer.named["eos_token"]]] if causal and "eos_token" in tokenizer.named else []
+    for start in range(0, len(texts), 1000):
+        rows = tokenizer.encode_batch(texts[start : start + 1000], special=causal)
+        found += [np.array(row if row[-1:] == end else row + end, np.int32) for row in rows]
+    return found
+
+
+def task_of(model: Any, tokenizer: Tokenizer, causal: bool, share: float) -> Language | Masked:
+    """The task that measures a model of running text."""
+    return Language(model) if causal else Masked(model, tokenizer.specials[tokenizer.named["mask_token"]], share=share)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of each document: summed loss in nats, the tokens and bytes it is over, and where tokens were hidden how many were guessed."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+    sizes: np.ndarray
+    right: np.ndarray | None
+
+    def report(self) -> dict[str, Any]:
+        """Every figure; bits per byte only where the loss is of the whole text."""
+        sizes = self.sizes if self.right is None else None
+        found = metrics.language_report(self.sums, self.counts, sizes=sizes, right=self.right)
+        return {**found, "primary": "bits_per_byte" if self.right is None else "token_accuracy"}
+
+
+def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Measured:
+    """How well a model predicts these documents; one longer than the model sees is read in pieces."""
+    causal = opened.task == "language-model"
+    task = task_of(opened.model, opened.tokenizer, causal, share)
+    ids, numbers = encoded([item.text for item in items], opened.tokenizer, causal), range(len(items))
+    if causal:
+        rows = pack.stream(ids, numbers, opened.max_tokens, aligned=True)
+    else:
+        around = opened.tokenizer.encode("", special=True)
+        rows = pack.whole(ids, numbers, opened.max_tokens, around[:1], around[1:])
+    batches = rows.batches(range(len(rows)), TOKENS)
+    found = measure(opened.model, task.measures, batches, opened.precision)
+    owners = np.concatenate([batch.rows for batch in batches])
+
+    def by_document(values: torch.Tensor) -> np.ndarray:
+        return np.bincount(owners, values.numpy(), len(items))
+
+    sizes = np.array([len(item.text.encode()) for item in items])
+    right = by_document(found["accuracy"][0]) if "accuracy" in found else None
+    sums, counts = map(by_document, found["loss"])
+    return Measured(sums, counts, sizes, right)
+
+
+def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
+    """The test of a training run, beside simple counts of the training text, and beside the model it started from."""
+    opened, items = open_final(run), prepared.items["test"]
+    share = prepared.experiment.task.mask_share
+    say(f"testing on {len(items)} documents that were neither learned from nor chosen by")
+    mine = measured(opened, items, share)
+    result = {"split": "test", **mine.report()}
+    if prepared.experiment.task.baselines and mine.right is None:
+        result["baselines"] = baselines_of(prepared, mine, say)
+    if prepared.base.kind != "random":
+        say("measuring the model it started from on the same documents")
+        with untouched(opened, prepared) as before:
+            theirs = measured(before, items, share)
+        result["before"] = theirs.report() | {"comparison": beside(theirs, mine, "the model it started from")}
+    result["examples"] = examples(opened, items)
+    return result
+
+
+def beside(theirs: Measured, mine: Measured, name: str) -> dict[str, Any]:
+    """Another model of the same documents against this one, in bits per byte, or nats for each hidden token."""
+    whole = mine.right is None
+    return compare(
+        lambda counts, sums: metrics.ratio(sums, counts),
+        theirs.sums / np.log(2) if whole else theirs.sums,
+        mine.sums / np.log(2) if whole else mine.sums,
+        mine.sizes if whole else mine.counts,
+        names=(name, "the model"),
+        metric="bits per byte" if whole else "loss a hidden token",
+        higher_is_better=False,
+        points=False,
+    )
+
+
+def baselines_of(prepared: Prepared, mine: Measured, say: Say) -> list[dict[str, Any]]:
+    """What counting the training tokens comes to: each alone, and each after the one before it."""
+    train, test = prepared.rows["train"], prepared.rows["test"]
+    say("baselines on the same split: counts of tokens, and of pairs of tokens")
+    size = prepared.processor.size
+    found = []
+    for name, pairs in (("counts of tokens", False), ("counts of pairs of tokens", True)):
+        each = counted_tokens(train.ids, train.targets, test.ids, test.targets, size, pairs)
+        owners = np.repeat(test.owners, np.diff(test.pieces))
+        order = {number: place for place, number in enumerate(item.number for item in prepared.items["test"])}
+        places = np.array([order[owner] for owner in owners.tolist()])
+        theirs = Measured(np.bincount(places, each, len(order)), mine.counts, mine.sizes, None)
+        comparison = beside(theirs, mine, name)
+        found.append({"name": name, "settings": {}, "notes": [], **theirs.report(), "comparison": comparison})
+    return found
+
+
+def examples(opened: Opened, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Beginnings of held-out documents, how they really go on, and how the model does; or sentences with hidden words."""
+    if opened.task != "language-model":
+        chosen = [item for item in items if len(opened.tokenizer.encode(item.text)) >= 8][:SHOWN]
+        return [
+            {"input": text, "expected": word, "answer": filled["answer"], "right": filled["answer"] == word}
+            for text, word in (hidden(opened.tokenizer, item.text) for item in chosen)
+            for filled in fill(opened, [text])
+        ]
+    found = []
+    for item in items[:SHOWN]:
+        ids = opened.tokenizer.encode(item.text, special=True)
+        cut = min(24, max(2, len(ids) // 2))
+        answer = write(opened, [ids[:cut]], Sampling(max_new_tokens=48, temperature=0.8, top_p=0.95), strip=False)[0]
+        asked, rest = (opened.tokenizer.decode(part, skip_special=True) for part in (ids[:cut], ids[cut : cut + 48]))
+        found.append({"input": asked, "expected": rest, "answer": answer.text, "right": answer.text == rest})
+    return found
+
+
+def hidden(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
+    """The beginning of a text with one token in its middle hidden, and that token."""
+    ids = tokenizer.encode(text)[:32]
+    place = len(ids) // 2
+    mask = tokenizer.specials[tokenizer.named["mask_token"]]
+    return tokenizer.decode([*ids[:place], mask, *ids[place + 1 :]]), tokenizer.decode(ids[place : place + 1])
+
+
+def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str, Any]:
+    """Figures of a finished run on its own test documents, or on `data`."""
+    opened, own = open_final(run), data is None
+    used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
+    options = DataOptions(bad_rows=used["bad_rows"], text=None if own else text or used["text"])
+    material = RunningText(options)
+    source = read(run.path / "data" / "test.jsonl" if own else data, bad_rows=used["bad_rows"])
+    items, account = material.items(source)
+    for rejected in source.rejected:
+        account.add(rejected.reason, rejected.place)
+    if not items:
+        raise UserError(f"{source.name}: no usable row", "see the reasons with bad_rows=error")
+    say(f"{len(items)} rows: {material.said}")
+    learned = learned_by(run) if not own else frozenset()
+    if known := sum(fingerprint(item.key) in learned for item in items):
+        say(f"warning: {known} of these {len(items)} rows were learned from, so the figures flatter the model")
+    share = float(used["mask_share"])
+    return {"split": "test" if own else "data", **measured(opened, items, share).report(), "dropped": account.json()}
+
+
+# -------------------------------------------------------------------------------------------------------------- answers
+
+
+def answering(run: Run) -> Writer | Predictor:
+    """The final model as the service asks it."""
+    opened = open_final(run)
+    return Speaker(opened) if opened.task == "language-model" else Filler(opened)
+
+
+class Filler:
+    """A masked language model as the service asks it: `serving.engine.Predictor`."""
+
+    kind, labels = "text", ()
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+
+    def __call__(self, inputs: Sequence[str], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+        found = []
+        for each in inputs:
+            still()
+            found += fill(self.opened, [each])
+        return found
+
+
+def predict(
+    run: Run, inputs: Sequence[Any] | None, data: Any = None, text: str | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """What goes on from each text, or stands behind its masks. settings: of `Sampling`."""
+    opened = open_final(run)
+    given = [inputs] if isinstance(inputs, str) else inputs
+    asked = list(given) if given is not None else inputs_of(opened, read(data), text)
+    wrong = next((each for each in asked if not isinstance(each, str)), None)
+    if wrong is not None or not asked:
+        raise UserError(f"found {wrong!r}, expected text" if asked else "nothing to answer", "give texts, or data=FILE")
+    if opened.task != "language-model":
+        if settings:
+            raise UserError(
+                f"{', '.join(settings)}: settings of generation, but this run fills masks", "leave them out"
+            )
+        return fill(opened, asked)
+    prompts = [opened.tokenizer.encode(each, special=True) for each in asked]
+    written = write(opened, prompts, Sampling(**settings), strip=False)
+    return [{"input": i, "answer": each.text, "finish": each.finish} for i, each in zip(asked, written, strict=True)]
+
+
+@torch.inference_mode()
+def fill(opened: Opened, texts: Sequence[str], candidates: int = 5) -> list[dict[str, Any]]:
+    """The likeliest tokens at each mask of each text, with their probabilities.
+
+    Raises:
+        UserError: a text without a mask, or longer than the model sees.
+    """
+    tokenizer, found = opened.tokenizer, []
+    mask = tokenizer.named["mask_token"]
+    for n, text in enumerate(texts, 1):
+        ids = torch.tensor(tokenizer.encode(text, special=True))
+        places = (ids == tokenizer.specials[mask]).nonzero()[:, 0]
+        if not len(places) or len(ids) > opened.model.context:
+            what = f"no {mask}" if not len(places) else f"{len(ids)} tokens, more than {opened.model.context}"
+            raise UserError(f"text {n}: {what}", f"write {mask} where a word is to be found: 'a {mask} day'")
+        device = next(opened.model.parameters()).device
+        logits = opened.model.logits(opened.model(ids.to(device), (len(ids),))[places.to(device)])
+        chances, tokens = logits.float().softmax(-1).topk(candidates)
+        options = [
+            [{"token": tokenizer.decode([t]), "probability": round(float(p), 6)} for p, t in zip(*each, strict=True)]
+            for each in zip(chances.tolist(), tokens.tolist(), strict=True)
+        ]
+        best = " ".join(str(each[0]["token"]) for each in options)
+        found.append({"input": text, "answer": best, "finish": "stop", "candidates": options})
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- while it learns
+
+
+@dataclass
+class Continuations:
+    """What the model writes, or fills in, every `every` steps: into samples/, and the first of it to the terminal."""
+
+    run: Path
+    prepared: Prepared
+    model: Any
+    every: int
+    until: int
+    say: Say
+
+    def __call__(self, state: State, step: Step) -> None:
+        if state.step % self.every and state.step != self.until:
+            return
+        items = (self.prepared.items["validation"] or self.prepared.items["train"])[:SHOWN]
+        tokenizer: Tokenizer = self.prepared.processor
+        training, found = self.model.training, []
+        self.model.eval()
+        with averaged(state.task.learners()):
+            opened = Opened(Run(self.run), self.model, tokenizer, self.prepared.task, (), state.precision, 0)
+            for item in items:
+                ids = tokenizer.encode(item.text, special=True)
+                if self.prepared.task == "language-model":
+                    cut = min(12, max(1, len(ids) // 2), self.model.context // 2)
+                    sampling = Sampling(max_new_tokens=40, temperature=0.8, top_p=0.95)
+                    (made,) = generate(self.model, [ids[:cut]], sampling, tokenizer.ends)
+                    asked, answer = (tokenizer.decode(part, skip_special=True) for part in (ids[:cut], made.tokens))
+                elif len(ids) > 4:
+                    asked, _ = hidden(tokenizer, item.text)
+                    answer = fill(opened, [asked])[0]["answer"]
+                else:
+                    continue
+                found.append({"input": asked, "answer": answer})
+        self.model.train(training)
+        folder = self.run / "samples"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"step-{state.step:08d}.json", json.dumps(found, ensure_ascii=False, indent=1))
+        if found:
+            first = found[0]
+            self.say("  it writes: " + " ".join(f"{first['input']} >> {first['answer']}".split())[:200])
