@@ -23,10 +23,14 @@ $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "danlu needs Python 3.11 or newer, and there is no $(PYTHON) here: sudo apt install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "danlu needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -c 'import platform; print(platform.python_version())'). Another one: make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python cannot make virtual environments: sudo apt install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 2; }
-	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@echo "installing requirements.lock into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@began=$$(date +%s); \
+		echo "1 of 3: a virtual environment, $(VENV)" && \
+		{ $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV); } && \
+		echo "2 of 3: the $$(grep -c '^[a-zA-Z]' requirements.lock) packages of requirements.lock; torch is large: a few minutes the first time" && \
+		$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --requirement requirements.lock && \
+		echo "3 of 3: danlu itself, as an editable package" && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
+		echo "done in $$(($$(date +%s) - began)) seconds; next: make demo"
 	@touch $@
 
 demo: $(READY) ## fine-tune a real model on the bundled sample and ask it before and after
