@@ -24,7 +24,7 @@ from danlu.stages import images
 from danlu.stages.build import build
 from danlu.stages.image_answers import Opened, probabilities
 from danlu.stages.prepare import Prepared, Say, number
-from danlu.training.fit import fit
+from danlu.training.fit import fit, swap_averages
 from danlu.training.hooks import clock
 
 
@@ -194,6 +194,7 @@ def chances(prepared: Prepared, side: str, count: int, rate: float, seed: int, p
     built, held = build(small, lambda _: None), prepared.rows[part]
     try:
         fit(built.state, steps)
+        swap_averages(built.task.learners())
     except UserError:  # it diverged: a rate that is too high for this side, and nothing it says is right
         wrong: np.ndarray = np.eye(len(prepared.labels), dtype=np.float32)[(held.targets + 1) % len(prepared.labels)]
         return wrong
