@@ -118,6 +118,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     for _ in range(2):  # the first pass also warms up; the machine may be busy with something else in either
         start = time.perf_counter()
         for name, mine in parameters.items():
+            built.task.begin([batch], name, torch.Generator().manual_seed(0))
             with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
                 before = device.resident_memory_bytes()
                 losses = built.task.losses(batch, name)
