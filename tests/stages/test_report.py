@@ -431,9 +431,9 @@ def test_a_run_made_from_a_run_names_what_that_was_made_from(tmp_path, licence):
         "model": {"name": "minilm", "hub": "owner/minilm", "sha256": "a1" * 32, "licence": "Apache-2.0", "kind": "catalogue"},
         "data": [{"role": "data", "name": "old.jsonl", "sha256": "b2" * 32, "rows": 9, "licence": licence}],
     }  # fmt: skip
-    model = {"name": "/home/someone/runs/first", "run": "first", "sha256": "c3" * 32, "licence": "other", "kind": "run", "lineage": first}  # fmt: skip
+    model = {"name": "/elsewhere/runs/first", "run": "first", "sha256": "c3" * 32, "licence": "other", "kind": "run", "lineage": first}  # fmt: skip
     data = [{"role": "data", "name": "new.jsonl", "sha256": "d4" * 32, "rows": 5, "licence": "CC0-1.0"}]
-    used = {"model": {"value": "/home/someone/runs/first", "origin": "command line"}}
+    used = {"model": {"value": "/elsewhere/runs/first", "origin": "command line"}}
     facts = {"name": "second", "task": "chat", "lineage": {"model": model, "data": data}}
     put(tmp_path, {"run.json": facts, "experiment.json": {"used": used}})
     (tmp_path / "model").mkdir()
@@ -443,7 +443,7 @@ def test_a_run_made_from_a_run_names_what_that_was_made_from(tmp_path, licence):
     assert found["license"] == ("apache-2.0" if licence else "other")
     assert (found["base_model"], found["base_model_relation"]) == ("owner/minilm", "finetune")
     assert found["datasets"] == ["old.jsonl", "new.jsonl"]
-    assert "/home" not in front + body and "\nfirst, fine-tuned for chat" in body
+    assert "/elsewhere" not in front + body and "\nfirst, fine-tuned for chat" in body
     lines = ("- base model `first`, ", "- base model of `first` `minilm`, ", "- data of `first` `old.jsonl`, ", "- data `new.jsonl`, ")  # fmt: skip
     places = [body.index(line) for line in lines]
     assert places == sorted(places) and "licence: that of what it was made from." in body
