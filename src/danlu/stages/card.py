@@ -267,7 +267,7 @@ def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder
     view = {"facts": facts, "settings": settings, "data": data, "evaluation": evaluation, "name": name, "model": model}
     return words.from_string(_CARD).render(
         **view,
-        base=bool(origins) and origins[0]["role"] == "base model",
+        base=bool(origins) and origins[0].get("role") == "base model",
         origins=origins,
         unstated=unstated,
         front=_front(name, facts.get("task"), ends, not unstated, evaluation, folder),
@@ -314,7 +314,7 @@ def _front(name: str, task: Any, ends: list[Json], stated: bool, evaluation: Jso
     config = folder / "config.json"
     own = config.is_file() and '"architectures"' not in config.read_text("utf-8")  # transformers has no class for it
     licence = re.sub(r"[^a-z0-9.+-]+", "-", _licence(ends[0]).lower()).strip("-") if stated else ""
-    names = [str(one["name"]) for one in ends if one["role"] != "base model" and one.get("name")]
+    names = [str(one["name"]) for one in ends if one.get("role") != "base model" and one.get("name")]
     ours = {metric: found["value"] for metric, found in (evaluation.get("metrics") or {}).items()}
     measured = [{"type": key, "name": title(key), "value": round(ours[key], 6)} for key in ours if finite(ours[key])]
     dataset = {"name": (names or ["own data"])[0], "type": "custom", "split": str(evaluation.get("split", "test"))}
