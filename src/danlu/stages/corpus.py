@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from danlu.core import config as settings
+from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.data import pack
@@ -30,6 +30,7 @@ from danlu.stages.corpus_answers import Continuations, answering, at_the_end, en
 from danlu.stages.load import Weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
+    KEPT,
     Open,
     Prepared,
     Say,
@@ -81,7 +82,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     unknown = float((rows["train"].ids == tokenizer.unknown).mean()) if tokenizer.unknown is not None else 0.0
     check_unknown(unknown, parts["train"], base, options.unknown_share)
     described = None
-    everything = derive(asked, weights, rows, context)
+    everything = derive(asked, weights, rows, context, tokenizer)
     if weights is None:
         depth = number(everything["depth"].value)
         described = config_of(base.name, depth, context, tokenizer)
@@ -89,7 +90,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     findings["notes"] += learned_before(base, parts["test"])
     return Prepared(
         asked=asked,
-        experiment=settings.build(Experiment, everything),
+        experiment=config.build(Experiment, everything),
         settings=everything,
         base=base,
         weights=weights,
@@ -109,7 +110,8 @@ def start(asked: Asked, say: Say) -> Base:
     if name in SCRATCH:
         if SCRATCH[name] != task:
             raise UserError(f"model={name} cannot be trained for {task}", f"danlu pretrain {name}")
-        if options.data.tokenizer and options.data.vocabulary:
+        settings = asked.settings
+        if {"tokenizer", "vocabulary"} <= settings.keys() and settings["tokenizer"].origin != KEPT:
             raise UserError("tokenizer= is ready, so there is no vocabulary= to learn", "leave one of them out")
         return Base(name, Path(), "", "none: random weights", "random")
     for key, found in (
@@ -184,7 +186,7 @@ def packed(
 
 
 def derive(
-    asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int
+    asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int, tokenizer: Tokenizer
 ) -> dict[str, Setting]:
     """The settings of training on running text."""
     opened, tokens = Open(asked), rows["train"].size
@@ -203,6 +205,7 @@ def derive(
             depth,
             f"{tokens:,} tokens, {PASSES} passes, {TOKENS_PER_WEIGHT} for each weight (Hoffmann et al. 2022)",
         )
+        opened.fill("vocabulary", tokenizer.size, "the tokenizer's")
         opened.fill("dropout", 0.0, "few passes over a text leave little to overfit")
     opened.fill("max_tokens", context, "nine of ten documents fit, as far as the model sees")
     wide = 64 * number(opened.settings["depth"].value) if weights is None else 0

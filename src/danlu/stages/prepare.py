@@ -228,6 +228,10 @@ class Open:
         machine = device.machine()
         self.fill("precision", *device.pick_precision(machine))
         self.fill("threads", *device.pick_threads(machine))
+        if asked.experiment.training.optimizer == "muon":
+            self.fill("momentum", 0.95, "Muon's (Jordan 2024)")
+        elif asked.experiment.training.optimizer == "sgd":
+            self.fill("momentum", 0.9, "usual with sgd")
 
     def fill(self, key: str, value: Any, reason: str) -> Any:
         """What `key` is: this value, if nobody said another."""
@@ -339,8 +343,8 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-KEPT = "rows handed over in Python, kept with the run"
-"""The origin of `data=` where it names them."""
+KEPT = "kept with the run"
+"""The origin of `data=` where it names rows handed over in Python, and of `tokenizer=` where one was learned."""
 LEARNED = "learned.txt"
 """In a run's data/: the fingerprints of its training rows, so that an evaluation notices rows that were learned from."""
 
