@@ -91,11 +91,38 @@ def finished(call: Call, run: Any) -> None:
     from danlu.stages.inspect import one_run
 
     def next_step(found: dict[str, Any]) -> str:
-        ways = {"chat": "chat {}", "text-classification": "predict {} 'a text'", "gan": "predict {} out=new.png"}
+        ways = {
+            "chat": "chat {}",
+            "text-classification": "predict {} 'a text'",
+            "language-model": "predict {} 'a beginning'",
+            "masked-language-model": "predict {} 'a [MASK] text'",
+            "gan": "predict {} out=new.png",
+        }
         way = "danlu " + ways.get(found["task"], "predict {} IMAGE").format(found["run"])
         return f"run: {found['run']}  (try it: {way})"
 
     call.output(one_run(run), next_step)
+
+
+def prepare(call: Call) -> None:
+    from danlu.stages.vocabulary import figures, tokenizer
+
+    usage = COMMANDS["prepare"].usage
+    if call.words != ["tokenizer"]:
+        raise UserError(f"found prepare {' '.join(call.words)}, expected prepare tokenizer", f"danlu prepare {usage}")
+    texts = dict.fromkeys(("data", "kind", "specials", "text", "segment", "lowercase", "bad_rows"), str)
+    keys = call.take(**texts, out=Path, size=int, validation_share=float, seed=int)
+    if missing := [key for key in ("data", "out") if key not in keys]:
+        raise UserError(f"{missing[0]}= is missing", f"danlu prepare {usage}")
+    if (lowercase := keys.get("lowercase", "false")) not in ("true", "false"):
+        raise UserError(f"lowercase: found {lowercase!r}, expected true or false", "lowercase=true")
+    found = tokenizer(**keys | {"lowercase": lowercase == "true"})
+
+    def shown(found: dict[str, Any]) -> str:
+        head, *rows = figures(found)
+        return table([dict(zip(head, row, strict=True)) for row in rows], head) + f"\ntokenizer: {keys['out']}"
+
+    call.output(found, shown)
 
 
 def preflight(call: Call) -> None:
@@ -267,6 +294,11 @@ COMMANDS = {
     ),
     "finetune": Command(
         "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune
+    ),
+    "prepare": Command(
+        "tokenizer data=FILE out=DIR [kind=bpe|wordpiece|unigram] [size=N] [segment=jieba|words] …",
+        "a tokenizer learned from your text, measured on text held out",
+        prepare,
     ),
     "preflight": Command(
         "RECIPE|FILE.yaml [key=value …]", "what would be learned, dropped and spent, without training", preflight

@@ -150,6 +150,51 @@ def _text_row(block: list[tuple[int, str | RowError]], others: Mapping[str, str]
     return {"text": "\n".join(lines), **others}
 
 
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+
+
+def conllu(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> None:
+    """Sentences of CoNLL-U (universaldependencies.org/format.html): the columns `text` and `words`, a list, both from FORM."""
+    where = f"{found.file}:"
+    block: list[tuple[int, str | RowError]] = []
+    for number, line in itertools.chain(lines, [(0, "")]):
+        if isinstance(line, RowError) or (line.strip() and not line.startswith("#")):
+            block.append((number, line))
+        elif block and not line.strip():
+            found.add(block[0][0], where, f"{where}{block[0][0]}", partial(_sentence, block))
+            block = []
+
+
+def _sentence(block: list[tuple[int, str | RowError]]) -> dict[str, Any]:
+    """A word of several parts (`1-2 don't`) counts as it is written, its parts and empty nodes (`8.1`) do not."""
+    words: list[tuple[str, bool]] = []
+    last = 0
+    for number, line in block:
+        if isinstance(line, RowError):
+            raise line
+        fields = line.rstrip("\r\n").split("\t")
+        numbered = re.fullmatch(r"(\d+)(?:-(\d+)|(\.\d+))?", fields[0])
+        if len(fields) != 10 or numbered is None:
+            raise RowError(
+                f"line {number}: found {len(fields)} columns, the first {fields[0][:20]!r}; expected the ten of CoNLL-U, "
+                "separated by tabs, the first a word's number",
+                "export it as CoNLL-U again, or name a file of plain text .txt",
+            )
+        if numbered[3] is None and int(numbered[1]) > last:
+            last = int(numbered[2] or numbered[1])
+            words.append((fields[1], "SpaceAfter=No" in fields[9].split("|")))
+    said = any(glued for _, glued in words)
+    text = ""
+    for (word, glued), (following, _) in itertools.pairwise([*words, ("", True)]):
+        # Tools that leave SpaceAfter out write Chinese words as they write English ones.
+        unspaced = not said and (UNSPACED.search(word[-1:]) or UNSPACED.search(following[:1]))
+        text += word if glued or unspaced or not following else f"{word} "
+    return {"text": text, "words": [word for word, _ in words]}
+
+
 def jsonl(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> None:
     """One object a line; blank lines count as lines only."""
     where = f"{found.file}:"

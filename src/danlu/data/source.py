@@ -27,7 +27,7 @@ __all__ = ["SKIP", "Rejected", "Row", "Source", "cell", "column", "read"]
 
 FORMATS = {
     ".txt": "text", ".md": "Markdown", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".tab": "TSV",
-    ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow",
+    ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow", ".conllu": "CoNLL-U",
 }  # fmt: skip
 FOREIGN = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV in UTF-8"),
@@ -43,7 +43,7 @@ SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|eval)([-_.]\d
 def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> Source:
     """Records from files or from Python.
 
-    A path: text, JSONL, JSON array, CSV, TSV, Parquet, Arrow; each also packed as `.gz`, `.bz2`, `.xz` or `.zst`. Text (`.txt`) has one
+    A path: text, JSONL, JSON array, CSV, TSV, Parquet, Arrow, CoNLL-U; each also packed as `.gz`, `.bz2`, `.xz` or `.zst`. Text (`.txt`) has one
     column, `text`: a document is a block between blank lines, or a line if there is no blank one between two others. `.md` is one document.
 
     Several files of one kind: `a.jsonl,b.jsonl`, a pattern (`shards/*.jsonl`) or a folder with all below it, in the order of their paths.
@@ -254,6 +254,8 @@ def _read_file(path: Path, found: Collected, whole: bool = False) -> tuple[str, 
         lines = formats.lines(stream, path)
         if kind == "JSONL":
             formats.jsonl(lines, found)
+        elif kind == "CoNLL-U":
+            formats.conllu(lines, found)
         elif kind == "Markdown" or (kind == "text" and whole):
             kind = formats.document(lines, found, **({"file": found.file} if whole else {}))
         elif kind == "text":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import math
 import re
 import warnings
 from collections import defaultdict
@@ -72,7 +73,8 @@ def learn(
         `encoder`: [PAD] [UNK] [CLS] [SEP] [MASK] with ids 0 to 4. None: what the kind is mostly used for.
     lowercase: for wordpiece; accents are taken off with it, as in BERT's uncased models.
     segment: `jieba` cuts Chinese into words before anything is learned, so that no token is learned across two words.
-        The tokenizer itself needs no jieba. Words that are known already are given with BORDER between them.
+        The tokenizer itself needs no jieba. Words that are known already are given with BORDER between them. Both are
+        for bpe: WordPiece cuts Chinese into characters, and SentencePiece loses words that always stand between borders.
     template: a decoder's tokenizer has the ChatML template.
 
     Raises UserError for a size below the alphabet, settings that do not go together, or texts with nothing in them.
@@ -88,10 +90,8 @@ def learn(
         raise UserError(f"lowercase=true: kind={kind} keeps a text as it is", "kind=wordpiece")
     if segment not in (None, "jieba"):
         raise UserError(f"segment={segment}: expected jieba", "segment=jieba")
-    if segment and kind == "wordpiece":
-        raise UserError(
-            f"segment={segment}: kind=wordpiece splits Chinese into characters, whatever the words are", "kind=unigram"
-        )
+    if segment and kind != "bpe":
+        raise UserError(f"segment={segment}: kind={kind} does not learn within words that are given", "kind=bpe")
     named = ENCODER if specials == "encoder" else DECODER
     tokens = list(dict.fromkeys(named.values())) + (list(CHAT) if specials == "decoder" else [])
     given = pieces(texts)
@@ -114,6 +114,15 @@ def learn(
     return Tokenizer(
         rust, dict(named), template=CHATML if template and specials == "decoder" else None, special_tokens_map=named
     )
+
+
+def usual_size(text_bytes: int) -> int:
+    """Tokens for a text of so many bytes: a power of two that grows with its square root, 1,024 to 32,768.
+
+    The different words of a text grow with about the square root of its length (Heaps' law). Tokens that hardly occur are
+    hardly learned: at 1 MB it is 4,096, of which the rarest occur some twenty times.
+    """
+    return int(2 ** min(15, max(10, round(math.log2(max(1, text_bytes)) / 2 + 2))))
 
 
 def segmented(texts: Iterable[str]) -> Iterator[str]:
@@ -215,7 +224,7 @@ def _unigram(texts: Iterable[str], size: int, tokens: list[str]) -> Rust:
             sentence_iterator=iter(texts), model_writer=file, model_type="unigram", minloglevel=2, num_threads=1,
             vocab_size=size - len(tokens) + 1, hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-            pretokenization_delimiter=BORDER, max_sentence_length=1 << 30, bos_id=-1, eos_id=-1, unk_id=0,
+            max_sentence_length=1 << 30, bos_id=-1, eos_id=-1, unk_id=0,
         )  # fmt: skip
     except RuntimeError as error:
         least = re.search(r"\d+ vs (\d+)", str(error))
@@ -269,7 +278,7 @@ def _around(rust: Rust, specials: str) -> None:
 def survey(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
     """How a tokenizer fits texts it was not learned from.
 
-    Of all texts and, under `scripts`, of those mostly in one script where there are several: `texts`, `bytes` (UTF-8),
+    `vocabulary`: tokens there are. Of all texts and, under `scripts`, of those mostly in one script where there are several: `texts`, `bytes` (UTF-8),
     `characters`, `tokens`, `bytes_per_token`, `characters_per_token`, `unknown_share` (of tokens), `exact_share` (of texts
     that come back as they were), `used_share` (of the vocabulary).
     """
@@ -285,7 +294,7 @@ def survey(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
     whole = _Count()
     for count in counts.values():
         whole.join(count)
-    found = whole.figures(tokenizer)
+    found = {"vocabulary": tokenizer.size, **whole.figures(tokenizer)}
     if len(counts) > 1:
         found["scripts"] = {script: count.figures(tokenizer) for script, count in counts.items()}
     return found

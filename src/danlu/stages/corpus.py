@@ -20,7 +20,7 @@ from danlu.core.errors import UserError
 from danlu.data import pack
 from danlu.data.pack import Packed
 from danlu.data.tokenizer import Tokenizer
-from danlu.data.vocabulary import learn
+from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import decoder, encoder
 from danlu.models.generate import Sampling
@@ -133,7 +133,7 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
         if not (folder / "tokenizer.json").is_file():
             folder = resolve(options.tokenizer, say).folder
         return Tokenizer.load(folder)
-    size = options.vocabulary or vocabulary_size(sum(len(item.text.encode()) for item in items))
+    size = options.vocabulary or usual_size(sum(len(item.text.encode()) for item in items))
     say(f"learning a tokenizer of {size:,} tokens from {len(items):,} documents")
     return learn(
         (item.text for item in items),
@@ -141,14 +141,6 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
         size=size,
         specials="decoder" if causal else "encoder",
     )
-
-
-def vocabulary_size(size: int) -> int:
-    """Of a text of so many bytes: a power of two that grows with its square root, 1,024 to 32,768.
-
-    Tokens that hardly occur are hardly learned: at 1 MB it is 4,096, of which the rarest occur some twenty times.
-    """
-    return int(2 ** min(15, max(10, round(math.log2(max(1, size)) / 2 + 2))))
 
 
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
