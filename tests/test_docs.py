@@ -32,6 +32,19 @@ OWN_KEYS = {
     "chat": set(SAMPLING),
     "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds"},
     "merge": {"out"},
+    "prepare": {
+        "data",
+        "out",
+        "kind",
+        "specials",
+        "size",
+        "text",
+        "segment",
+        "lowercase",
+        "validation_share",
+        "bad_rows",
+        "seed",
+    },
 }
 
 
