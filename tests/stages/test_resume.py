@@ -28,12 +28,17 @@ def images(digits, recipe, *more, steps=30):
     return ["pretrain", recipe, f"data={digits}", *RUN[1:], "batch_size=16", f"steps={steps}", *more]
 
 
+def corpus(text_file, recipe, *more, steps=40):
+    small = ("depth=2", "vocabulary=500", "max_tokens=32", "batch_size=2")
+    return ["pretrain", recipe, f"data={text_file}", *RUN[1:], *small, f"steps={steps}", *more]
+
+
 def outcome(run):
     """What must be equal, bit for bit: weights, every number on the way, the figures of the test, the images shown."""
     names = [
         "metrics.jsonl",
         "evaluation.json",
-        *(str(path.relative_to(run)) for path in (run / "samples").glob("*.png")),
+        *(str(path.relative_to(run)) for path in (run / "samples").glob("*")),
     ]
     names += [f"data/{path.name}" for path in (run / "data").glob("[tv]*.*")]
     found = {name: (run / name).read_bytes() for name in names}
@@ -67,12 +72,14 @@ def steps(run):
     return max((line["step"] for line in read_lines(run / "metrics.jsonl")), default=0)
 
 
-@pytest.mark.parametrize("kind", ["chat", "texts", "mlp", "gan"])
+@pytest.mark.parametrize("kind", ["chat", "texts", "gpt", "bert", "mlp", "gan"])
 def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, danlu, spawn, tmp_path):
     """Ten for each kind: five inside a save, five at a moment drawn from the seed. A GAN has two learners and remembers running statistics."""
     words = {
         "chat": lambda: chat(chatter, chat_file),
         "texts": lambda: texts(sorter, text_file, steps=80),
+        "gpt": lambda: corpus(text_file, "gpt", "ema=0.9"),
+        "bert": lambda: corpus(text_file, "bert", "dropout=0.1"),
         "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate"),
         "gan": lambda: images(digits, "gan", steps=40),
     }[kind]()

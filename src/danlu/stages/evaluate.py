@@ -10,6 +10,10 @@ from danlu.stages.modality import modality, of
 from danlu.stages.prepare import Prepared, Say
 
 
+WEAKEST = 6
+"""Labels shown on a terminal; the page has all."""
+
+
 def evaluate(run: Run, data: Any = None, say: Say = print, **settings: Any) -> dict[str, Any]:
     """Measure a finished run on `data`, or again on its own test rows. Returns the figures; the run's evaluation.json is left as it is.
 
@@ -39,6 +43,12 @@ def summary(result: dict[str, Any]) -> list[str]:
         before = result.get("before", {}).get("metrics", {}).get(name)
         was = f"   before {before['value']:.4g} [{before['low']:.4g}, {before['high']:.4g}]" if before else ""
         lines.append(f"{name:>22} {entry['value']:.4g} [{entry['low']:.4g}, {entry['high']:.4g}]{was}")
+    classes = sorted(result.get("per_class", {}).items(), key=lambda pair: float(pair[1]["f1"]["value"]))
+    if len(classes) > WEAKEST:
+        lines.append(f"the {WEAKEST} weakest of {len(classes)} labels:")
+    for label, each in classes[:WEAKEST]:
+        shown = ", ".join(f"{name} {each[name]['value']:.3g}" for name in ("precision", "recall", "f1"))
+        lines.append(f"{label:>22} {shown} ({each['rows']} rows)")
     for each in result.get("baselines", []):
         name = result.get("primary", "accuracy")
         figure = each["metrics"][name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
 from danlu.core.types import CLASSIFIERS
-from danlu.models.pretrained import Base, _safe_open, read_json, resolve, weight_files, weights_sha256
+from danlu.models.pretrained import Base, labels_of, read_json, resolve, shapes, weight_files, weights_sha256
 
 
 if TYPE_CHECKING:
@@ -138,15 +139,7 @@ def _count(base: Base, config: dict[str, Any], *keys: str) -> int | None:
 
 def count_parameters(folder: Path) -> int:
     """Summed over the headers of the weight files; nothing is read into memory."""
-    total = 0
-    for path in weight_files(folder):
-        with _safe_open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                total += size
-    return total
+    return sum(math.prod(shape) for file in weight_files(folder) for shape in shapes(file).values())
 
 
 def open_weights(
@@ -212,6 +205,15 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
     name = precision or used["precision"]["value"]
     labels = tuple(facts.get("labels") or ())
     weights = weights_of(Base(str(run.path), run.model, found, "", "run"))
+    if (
+        labels
+        and adapter_of(run.model) is None
+        and tuple(labels_of(read_json(run.model / "config.json")) or ()) != labels
+    ):
+        raise UserError(
+            f"{run.path}: run.json has the labels {', '.join(labels)}, model/config.json has others",
+            "restore the folder from a copy of the run",
+        )
     model = open_weights(weights, facts["task"], labels or None, merged=merged)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

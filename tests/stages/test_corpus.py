@@ -1,0 +1,173 @@
+"""Language models from zero, through the command line: learned, measured, read by transformers, and what comes after them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .conftest import EXAMPLES, lines, rows_of
+
+
+SMALL = ("depth=2", "vocabulary=600", "max_tokens=64", "batch_size=8", "precision=float32", "threads=1")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Real text of 300 documents."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return lines(folder / "corpus.jsonl", [{"text": row["text"]} for row in rows_of("games.jsonl")[:300]])
+
+
+@pytest.fixture
+def pretrain(danlu, corpus):
+    def call(recipe, *more, steps=6):
+        settings = dict(each.split("=") for each in (*SMALL, f"steps={steps}", *more))
+        result = danlu("pretrain", recipe, f"data={corpus}", *(f"{key}={value}" for key, value in settings.items()))
+        assert result.code == 0, result.err
+        return result
+
+    return call
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_a_decoder_learns_and_transformers_reads_it(pretrain, danlu):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = pretrain("gpt", "out=g", steps=40)
+    run = result.run
+    figures = json.loads((run / "evaluation.json").read_text())
+    counted = figures["baselines"][0]["metrics"]["bits_per_byte"]["value"]
+    found = figures["metrics"]["bits_per_byte"]
+    assert found["low"] < found["value"] < found["high"] < counted, "40 updates beat counts of tokens"
+    assert "bits_per_byte" in result.err and "it writes:" in result.err
+    network, tokenizer = (kind.from_pretrained(run / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert type(network).__name__ == "LlamaForCausalLM"
+    losses, sizes = 0.0, 0
+    for line in (run / "data" / "test.jsonl").read_text("utf-8").splitlines():
+        text = json.loads(line)["text"]
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        assert ids[0] == tokenizer.bos_token_id
+        for start in range(0, len(ids), 64):
+            piece = torch.tensor(ids[start : start + 65])
+            with torch.no_grad():
+                logits = network(piece[None, :-1]).logits[0]
+            losses += float(torch.nn.functional.cross_entropy(logits, piece[1:], reduction="sum"))
+        sizes += len(text.encode())
+    assert losses / math.log(2) / sizes == pytest.approx(found["value"], rel=1e-5)
+    asked = "This is a game"
+    said = danlu("predict", "g", asked, "max_new_tokens=8", "--json").json[0]["answer"]
+    ids = tokenizer(asked, return_tensors="pt")
+    made = network.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert tokenizer.decode(made, skip_special_tokens=True) == said
+
+
+def test_an_encoder_learns_and_transformers_reads_it(pretrain, danlu):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    run = pretrain("bert", "out=b", steps=20).run
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert (
+        set(figures["metrics"]) == {"loss", "perplexity", "token_accuracy"} and figures["primary"] == "token_accuracy"
+    )
+    network, tokenizer = (kind.from_pretrained(run / "model") for kind in (AutoModelForMaskedLM, AutoTokenizer))
+    assert type(network).__name__ == "BertForMaskedLM"
+    (found,) = danlu("predict", "b", "this is a [MASK] for two players", "--json").json
+    ids = tokenizer("this is a [MASK] for two players", return_tensors="pt")
+    with torch.no_grad():
+        logits = network(**ids).logits[0, ids["input_ids"][0] == tokenizer.mask_token_id]
+    chances, tokens = logits.softmax(-1).topk(5)
+    mine = [each["probability"] for each in found["candidates"][0]]
+    np.testing.assert_allclose(mine, chances[0].tolist(), atol=2e-6)
+    assert found["candidates"][0][0]["token"] == tokenizer.decode(tokens[0, :1])
+    refused = danlu("predict", "b", "nothing to fill")
+    assert refused.code == 2 and "[MASK]" in refused.err
+
+
+@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_is_not(recipe, pretrain):
+    one, two, other = (
+        pretrain(recipe, f"seed={seed}", f"out={name}").run for name, seed in [("a", 0), ("b", 0), ("c", 1)]
+    )
+    for name in ("metrics.jsonl", "model/tokenizer.json", "evaluation.json", "data/test.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert all(weights(one)[key].equal(tensor) for key, tensor in weights(two).items())
+    first = next(iter(weights(one)))
+    assert weights(one)[first].shape != weights(other)[first].shape or not weights(one)[first].equal(
+        weights(other)[first]
+    )
+
+
+def test_what_is_pretrained_starts_what_is_fine_tuned(pretrain, danlu, chat_file, text_file):
+    """A classifier from either; a chat model from the decoder; each goes on learning running text from the other's rows."""
+    pretrain("gpt", "out=g")
+    pretrain("gpt", "out=long", "max_tokens=512", steps=1)
+    pretrain("bert", "out=b")
+    quick = ("epochs=0.2", "batch_size=8", "precision=float32", "threads=1", "method=full")
+    for model in ("g", "b"):
+        result = danlu("finetune", "text-classification", f"init={model}", f"data={text_file}", *quick, "baselines=no")
+        assert result.code == 0, result.err
+    chat = ("finetune", "chat", f"data={chat_file}")
+    result = danlu(*chat, "init=long", "steps=1", "answers=1", "answer_tokens=4", *quick[1:])
+    assert result.code == 0, result.err
+    assert danlu("predict", result.run, "Hello", "max_new_tokens=3").code == 0
+
+
+def test_learned_weights_go_on_with_running_text(pretrain, danlu, corpus, chatter):
+    pretrain("gpt", "out=g")
+    on = danlu(
+        "pretrain", "gpt", "init=g", f"data={corpus}", "steps=2", "seed=1", "precision=float32", "threads=1", "out=on"
+    )
+    assert on.code == 0, on.err
+    figures = json.loads((on.run / "evaluation.json").read_text())
+    assert "the model it started from" in figures["before"]["comparison"]["verdict"]
+    assert "were learned from by g, so the figures flatter" in on.out
+    assert (on.run / "model" / "tokenizer.json").read_bytes() == (on.run.parent / "g/model/tokenizer.json").read_bytes()
+    lora = danlu(
+        "pretrain", "gpt", f"init={chatter}", f"data={corpus}", "method=lora", "steps=2", "threads=1", "out=lora"
+    )
+    assert lora.code == 0, lora.err
+    assert (lora.run / "model" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("gpt", "model=bert"), "model=bert cannot be trained for language-model"),
+        (("gpt", "method=lora"), "random weights have nothing to keep"),
+        (("gpt", "too_long=drop"), "which language-model does not read"),
+        (("gpt", "label=label"), "which language-model does not read"),
+        (("gpt", "tokenizer=nowhere", "vocabulary=500"), "there is no vocabulary= to learn"),
+        (("gpt", "text=nothing"), "no column 'nothing'"),
+    ],
+)
+def test_what_does_not_fit_is_told(words, said, danlu, corpus, tmp_path):
+    result = danlu("pretrain", words[0], f"data={corpus}", "steps=1", *words[1:], "out=r")
+    assert result.code == 2 and said in result.err, result.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_wrong_kind_of_weights_is_told(pretrain, danlu, corpus, sorter):
+    pretrain("gpt", "out=g")
+    for recipe, model, said in [("bert", "g", "a decoder"), ("gpt", sorter, "an encoder")]:
+        result = danlu("pretrain", recipe, f"init={model}", f"data={corpus}", "steps=1")
+        assert result.code == 2 and said in result.err, result.err
+    result = danlu("pretrain", "gpt", "init=g", "depth=3", f"data={corpus}")
+    assert result.code == 2 and "depth= describes random weights, but g has weights" in result.err
+
+
+def test_a_text_file_and_chinese(danlu, tmp_path):
+    """Documents between blank lines of a .txt; nothing of Chinese is unknown to a tokenizer learned from it."""
+    pages = sorted((EXAMPLES.parents[1] / "docs" / "zh").glob("*.md"))
+    (tmp_path / "zh.txt").write_text("\n\n".join(page.read_text("utf-8") for page in pages), "utf-8")
+    result = danlu("pretrain", "gpt", "data=zh.txt", *SMALL, "steps=3", "out=zh")
+    assert result.code == 0, result.err
+    assert "unknown 0.00%" in result.out
+    assert danlu("predict", "zh", "一个", "max_new_tokens=4").code == 0
