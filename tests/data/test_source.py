@@ -184,9 +184,10 @@ WHOLE = {
     "book.csv": (b"PK\x03\x04rest", "Excel"),
     "not.parquet": (b"hello", "expected a Parquet file"),
     "cut.parquet": (parquet_bytes()[:-10], "broken Parquet"),
-    "not.arrow": (b"hello", "expected Arrow"),
+    "not.arrow": (b"hello", "expected an Arrow stream"),
     "cut.arrow": (arrow_bytes()[:-8], "broken Arrow: the stream has no end"),
     "short.arrow": (arrow_bytes(ipc.new_file)[:-20], "broken Arrow"),
+    "not.warc.gz": (b"hello", "expected a web archive"),
     "unknown": ("just some words", "not recognised"),
     "every.jsonl": ("{\n{\n", "every.jsonl:1"),
 }
@@ -452,7 +453,7 @@ def test_cell_names_the_row():
             cell(source.rows[row], name)
 
 
-@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz", "a.txt", "a.md", "a.arrow", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"ARROW1", b"\xff\xff\xff\xff", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
+@given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a", "a.jsonl.gz", "a.txt", "a.md", "a.arrow", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst", "a.warc", "a.xml"]), start=st.sampled_from([b"", b"PAR1", b"\x1f\x8b\x08\x00", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"ARROW1", b"\xff\xff\xff\xff", b"WARC/1.0\r\n", b"<mediawiki>", b"[", b"{", b"a,b\n", b"\xff\xfe", b'{"a": 1}\n']), bad_rows=st.sampled_from(["error", "skip"]))  # fmt: skip
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_a_user_error_is_raised_and_every_row_is_accounted_for(
     tmp_path, content, name, start, bad_rows

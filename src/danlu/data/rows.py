@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,11 +76,13 @@ class Collected:
     """Rows and rejected rows as they come: the first `max_rows` readable ones are kept, all are counted.
 
     file: what places are named by; each file in turn when several are read into one.
+    left_out: what in the files is no record, by kind, counted.
     """
 
     def __init__(self, name: str, bad_rows: str, max_rows: int | None) -> None:
         self.name, self.skip, self.limit = name, bad_rows == "skip", max_rows
         self.file = name
+        self.left_out: Counter[str] = Counter()
         self.rows: list[Row] = []
         self.rejected: list[Rejected] = []
         self.total = 0
@@ -100,6 +103,8 @@ class Collected:
             self.rejected.append(Rejected(place, bad.reason))
 
     def source(self, sha256: str, format: str) -> Source:  # noqa: A002 (the field's own name)
+        if self.left_out:
+            format += "; left out: " + ", ".join(f"{count:,} {kind}" for kind, count in self.left_out.items())  # noqa: A001
         if not self.rows:
             if self.rejected:
                 first = self.rejected[0]

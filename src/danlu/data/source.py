@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from danlu.core.errors import UserError, nearest
-from danlu.data import formats
+from danlu.data import archives, formats
 from danlu.data.rows import SKIP, Collected, Rejected, Row, RowError, Source, cell, column, kind_of
 
 
@@ -28,7 +28,13 @@ __all__ = ["SKIP", "Rejected", "Row", "Source", "cell", "column", "read"]
 FORMATS = {
     ".txt": "text", ".md": "Markdown", ".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".tab": "TSV",
     ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow", ".conllu": "CoNLL-U",
+    ".warc": "WARC", ".wet": "WARC", ".xml": "Wikipedia XML",
 }  # fmt: skip
+MARKS = {
+    "Parquet": "a Parquet file (PAR1)",
+    "Arrow": "an Arrow stream or file",
+    "WARC": "a web archive (WARC/1.0 or 1.1)",
+}
 FOREIGN = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV in UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV in UTF-8"),
@@ -45,6 +51,9 @@ def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> 
 
     A path: text, JSONL, JSON array, CSV, TSV, Parquet, Arrow, CoNLL-U; each also packed as `.gz`, `.bz2`, `.xz` or `.zst`. Text (`.txt`) has one
     column, `text`: a document is a block between blank lines, or a line if there is no blank one between two others. `.md` is one document.
+
+    Web archives (`.warc`, `.wet`) give text, url and date; XML dumps of Wikipedia text and title. What in them is no document is counted,
+    and `format` says how much that was.
 
     Several files of one kind: `a.jsonl,b.jsonl`, a pattern (`shards/*.jsonl`) or a folder with all below it, in the order of their paths.
     A folder of `.txt` and `.md` gives one document a file, with its path in the column `file`. A folder that Hugging Face datasets saved
@@ -246,6 +255,12 @@ def _read_file(path: Path, found: Collected, whole: bool = False) -> tuple[str, 
         if kind in ("Parquet", "Arrow"):
             formats.arrow(path, stream.read() if packing else None, found, kind)
             return raw.finish(), kind
+        if kind == "WARC":
+            archives.warc(stream, found)
+            return raw.finish(), kind
+        if kind == "Wikipedia XML":  # expat reads the encoding from the file
+            archives.wikipedia(stream, found)
+            return raw.finish(), kind
         if encoding := formats.utf16(head):
             raise UserError(f"{found.file}: found {encoding} text, expected UTF-8", formats.iconv(path, encoding))
         if kind == "JSON":
@@ -296,13 +311,17 @@ def _format(path: Path, head: bytes) -> str:
         return "Parquet"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return "Arrow"
+    if head.startswith(b"WARC/"):
+        return "WARC"
+    if head.lstrip().startswith(b"<mediawiki"):
+        return "Wikipedia XML"
     for mark, (what, fix) in FOREIGN.items():
         if head.startswith(mark):
             raise UserError(f"{path.name}: found {what}, expected text, JSONL, CSV or Parquet", fix)
     known = FORMATS.get(_suffix(path))
-    if known in ("Parquet", "Arrow"):
+    if known in MARKS:
         raise UserError(
-            f"{path.name}: found {head[:16]!r} at its start, expected {'a Parquet file (PAR1)' if known == 'Parquet' else 'Arrow'}",
+            f"{path.name}: found {head[:16]!r} at its start, expected {MARKS[known]}",
             "export it again, or give the file the extension of what it is (.jsonl, .csv)",
         )
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
