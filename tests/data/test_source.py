@@ -284,6 +284,7 @@ def test_several_files_are_one_source_in_order_and_each_row_keeps_its_place(tmp_
     for place, named in (("deep", ""), ("deep/*.jsonl*", "deep/"), ("deep/a.jsonl,deep/b.jsonl.gz", "deep/")):
         source = read(place)
         assert [row.values for row in source.rows] == ROWS
+        assert source.name == place
         assert [row.place for row in source.rows] == [
             f"{named}{each}" for each in ("a.jsonl:1", "b.jsonl.gz:2", "b.jsonl.gz:3")
         ]

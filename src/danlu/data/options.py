@@ -14,7 +14,7 @@ class DataOptions:
 
     data: str | None = option(
         None,
-        "what to learn from: JSONL, CSV or Parquet (.gz read too); for images a folder of class folders, .npz or Parquet",
+        "what to learn from: a file, several separated by commas, a pattern or a folder (docs/data.md says which formats); for images a folder of class folders, .npz or Parquet",
     )
     validation: str | None = option(None, "a file to choose settings on; without one, a share of `data` is set aside")
     test: str | None = option(None, "a file read once, at the end; without one, a share of `data` is set aside")
