@@ -149,7 +149,7 @@ def examples(opened: Opened, items: Sequence[Item]) -> list[dict[str, Any]]:
         chosen = [item for item in items if len(opened.tokenizer.encode(item.text)) >= 8][:SHOWN]
         return [
             {"input": text, "expected": word, "answer": filled["answer"], "right": filled["answer"] == word}
-            for text, word in (hidden(opened.tokenizer, item.text) for item in chosen)
+            for text, word in (hidden(opened.tokenizer, item.text, opened.model.context) for item in chosen)
             for filled in fill(opened, [text])
         ]
     found = []
@@ -162,9 +162,9 @@ def examples(opened: Opened, items: Sequence[Item]) -> list[dict[str, Any]]:
     return found
 
 
-def hidden(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
-    """The beginning of a text with one token in its middle hidden, and that token."""
-    ids = tokenizer.encode(text)[:32]
+def hidden(tokenizer: Tokenizer, text: str, context: int) -> tuple[str, str]:
+    """The beginning of a text, half of what the model sees at most, with one token in its middle hidden; and that token."""
+    ids = tokenizer.encode(text)[: min(32, context // 2)]
     place = len(ids) // 2
     mask = tokenizer.specials[tokenizer.named["mask_token"]]
     return tokenizer.decode([*ids[:place], mask, *ids[place + 1 :]]), tokenizer.decode(ids[place : place + 1])
@@ -280,7 +280,7 @@ class Continuations:
     def __call__(self, state: State, step: Step) -> None:
         if state.step % self.every and state.step != self.until:
             return
-        items = (self.prepared.items["validation"] or self.prepared.items["train"])[:SHOWN]
+        items = (self.prepared.items["validation"] or self.prepared.items["train"])[:3]
         tokenizer: Tokenizer = self.prepared.processor
         training, found = self.model.training, []
         self.model.eval()
@@ -290,11 +290,11 @@ class Continuations:
                 ids = tokenizer.encode(item.text, special=True)
                 if self.prepared.task == "language-model":
                     cut = min(12, max(1, len(ids) // 2), self.model.context // 2)
-                    sampling = Sampling(max_new_tokens=40, temperature=0.8, top_p=0.95)
+                    sampling = Sampling(max_new_tokens=32, temperature=0.8, top_p=0.95)
                     (made,) = generate(self.model, [ids[:cut]], sampling, tokenizer.ends)
                     asked, answer = (tokenizer.decode(part, skip_special=True) for part in (ids[:cut], made.tokens))
                 elif len(ids) > 4:
-                    asked, _ = hidden(tokenizer, item.text)
+                    asked, _ = hidden(tokenizer, item.text, self.model.context)
                     answer = fill(opened, [asked])[0]["answer"]
                 else:
                     continue
