@@ -96,6 +96,11 @@ def finetune(recipe: str, data: Any = None, **settings: Any) -> Run:
     return Run(stage(*asked(recipe, data, settings)).path)
 
 
+def pretrain(recipe: str, data: Any = None, **settings: Any) -> Run:
+    """`finetune` by another name, for what starts from random weights: gpt, bert, mlp, resnet18, autoencoder, gan."""
+    return finetune(recipe, data, **settings)
+
+
 def preflight(recipe: str, data: Any = None, **settings: Any) -> dict[str, Any]:
     """What training would check and say, without training."""
     from danlu.stages.preflight import preflight as stage

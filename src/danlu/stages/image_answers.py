@@ -14,7 +14,7 @@ import torch
 
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
-from danlu.data.images import Pictures, read_images
+from danlu.data.images import FileRow, Pictures, read_images
 from danlu.data.processor import Processor
 from danlu.evaluation import baselines, metrics
 from danlu.evaluation.classification import beside, right_and_wrong
@@ -140,9 +140,15 @@ def predict(
         return [{"input": f"{count} draws of noise, seed {seed}", "answer": out}]
     asked = list(one_or_more(inputs))
     if data is not None:
-        asked = [row.values["image"] for row in read_images(data, labelled=False).rows]
+        read = read_images(data, labelled=False).rows
+        by_name = sorted(read, key=lambda row: row.place if isinstance(row, FileRow) else "")
+        asked = [row.values["image"] for row in by_name]
     if not asked:
         raise UserError("nothing to answer", "name image files, or data=FOLDER")
+    for each in asked:
+        if isinstance(each, (str, Path)) and not Path(each).is_file():
+            what = "is a folder" if Path(each).is_dir() else "is not there"
+            raise UserError(f"{each} {what}, expected an image file", f"danlu predict {run.path} IMAGE… | data=FOLDER")
     found = opened(asked)
     if out is not None:
         if opened.task != "autoencoder":

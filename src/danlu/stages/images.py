@@ -208,8 +208,7 @@ def described(base: Base, asked: Asked, processor: Processor, labels: Sequence[s
                     "both must be of one model: copy or fetch it again",
                 )
         return config
-    generative = base.name if base.name in ("autoencoder", "gan") else None
-    if (task in ("autoencoder", "gan") or generative) and generative != task:
+    if task in ("autoencoder", "gan") and base.name != task:
         raise UserError(f"model={base.name} cannot be trained for {task}", "see `danlu recipes` for what goes together")
     return vision.describe(
         base.name,

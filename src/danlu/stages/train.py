@@ -215,7 +215,7 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
         best, offsets, clock.before = hooks.Best(**content["best"]), content["offsets"], content["seconds"]
         state.stop = None if longer else content["stop"]
         say(f"going on from step {state.step} of {prepared.experiment.training.steps}")
-    update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock)
+    update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock, say)
     conclude(run, prepared, built, best, clock, say)
 
 
@@ -268,7 +268,9 @@ class Clock:
         return self.before + time.perf_counter() - self.started
 
 
-def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tracker: Tracker, clock: Clock) -> None:
+def update(
+    run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tracker: Tracker, clock: Clock, say: Say
+) -> None:
     """All the steps there still are, with everything that happens around them.
 
     Raises:
@@ -292,9 +294,10 @@ def update(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tra
     chain += [
         *modality(prepared.task).watch(run.path, prepared, built.model, every, until, progress.say),
         hooks.Save(run.checkpoints, every, until, tracker, best, clock),
-        Page(run.path, every, progress.say),
+        Page(run.path, every),
         progress,
     ]
+    say(f"watch it: {report.write(run.path)} is written again every {every} steps")
     try:
         with listening(interrupt):
             fit(state, until, chain)
@@ -339,15 +342,10 @@ class Page:
 
     path: Path
     every: int
-    say: Say
-    said: bool = False
 
     def __call__(self, state: State, step: Step) -> None:
         if state.step % self.every == 0:
-            page = report.write(self.path)
-            if not self.said:
-                self.say(f"watch it: {page} is written again every {self.every} steps")
-            self.said = True
+            report.write(self.path)
 
 
 @contextlib.contextmanager
