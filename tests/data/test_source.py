@@ -56,8 +56,8 @@ def parquet_bytes(rows=ROWS):
     return sink.getvalue().to_pybytes()
 
 
-def arrow_bytes(new=ipc.new_stream, rows=ROWS):
-    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(rows)
+def arrow_bytes(new=ipc.new_stream, rows=ROWS, about=None):
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(rows).replace_schema_metadata(about)
     with new(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
     return sink.getvalue().to_pybytes()
@@ -185,6 +185,7 @@ WHOLE = {
     "not.parquet": (b"hello", "expected a Parquet file"),
     "cut.parquet": (parquet_bytes()[:-10], "broken Parquet"),
     "not.arrow": (b"hello", "expected an Arrow stream"),
+    "odd.arrow": (arrow_bytes(about={"huggingface": '{"info": 7}'}), "broken Arrow"),
     "cut.arrow": (arrow_bytes()[:-8], "broken Arrow: the stream has no end"),
     "short.arrow": (arrow_bytes(ipc.new_file)[:-20], "broken Arrow"),
     "not.warc.gz": (b"hello", "expected a web archive"),
@@ -356,6 +357,32 @@ def test_a_folder_of_hugging_face_datasets_is_its_shards_in_their_order(tmp_path
     write(tmp_path, "all/train/state.json", "[]")
     with pytest.raises(UserError, match=r"state\.json: not the file"):
         read(tmp_path / "all" / "train")
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_classes_that_hugging_face_datasets_writes_as_numbers_have_their_names(tmp_path, name):
+    features = {
+        "text": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["bad", "good"], "_type": "ClassLabel"},
+    }
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": list("abcd"), "label": [1, 0, -1, None]}).replace_schema_metadata(about)
+
+    def write_table(table):
+        with (tmp_path / name).open("wb") as out:
+            if name == "a.parquet":
+                parquet.write_table(table, out)
+            else:
+                with ipc.new_stream(out, table.schema) as writer:
+                    writer.write_table(table)
+
+    write_table(table)
+    assert [row.values["label"] for row in read(tmp_path / name).rows] == ["good", "bad", None, None]
+    write_table(pa.table({"label": [0, 2]}).replace_schema_metadata(about))
+    with pytest.raises(
+        UserError, match=rf"{name} record 2: class 2 in column 'label', which has the 2 classes bad, good"
+    ):
+        read(tmp_path / name)
 
 
 def test_max_rows_keeps_the_first_and_counts_all(tmp_path):

@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -366,6 +366,29 @@ def _record(names: list[str], fields: list[str] | None, bad: RowError | None, de
     return dict(zip(names, fields, strict=True))
 
 
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """The columns in which Hugging Face datasets writes classes as numbers, and the names of those."""
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    for name, names in labels.items():
+        value = record.get(name)
+        if value is not None and not -1 <= value < len(names):
+            raise RowError(
+                f"class {value} in column {name!r}, which has the {len(names)} classes {', '.join(names[:8])}"
+            )
+        if value is not None:
+            record[name] = names[value] if value >= 0 else None  # -1: a row without a label
+    return record
+
+
 def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> None:
     """Parquet, or an Arrow stream or file as Hugging Face datasets writes it, batch by batch; content: of a packed file."""
     import pyarrow as pa
@@ -375,10 +398,10 @@ def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> Non
         with pa.memory_map(str(path)) if content is None else pa.BufferReader(content) as raw:
             if kind == "Parquet":
                 file = parquet.ParquetFile(raw)
-                names, batches = file.schema_arrow.names, file.iter_batches(batch_size=4096)
+                schema, batches = file.schema_arrow, file.iter_batches(batch_size=4096)
             elif raw.read(6) == b"ARROW1":
                 file = ipc.open_file(raw)
-                names, batches = file.schema.names, map(file.get_batch, range(file.num_record_batches))
+                schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
             else:
                 raw.seek(raw.size() - 8)
                 if (
@@ -387,13 +410,15 @@ def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> Non
                     raise ValueError("the stream has no end, it is cut off")
                 raw.seek(0)
                 batches = ipc.open_stream(raw)
-                names = batches.schema.names
+                schema = batches.schema
+            names = schema.names
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise UserError(
                     f"{path.name}: column {twice[0]!r} stands {names.count(twice[0])} times",
                     "rename or remove one of them",
                 )
+            labels = _class_names(schema)
             where, number, before = f"{found.file} record ", 0, found.total
             for batch in batches:
                 if found.full and kind == "Parquet":
@@ -404,8 +429,8 @@ def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> Non
                     continue
                 for record in batch.to_pylist():
                     number += 1
-                    found.add(number, where, f"{where}{number}", partial(dict, record))
-    except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:
+                    found.add(number, where, f"{where}{number}", partial(_named, record, labels))
+    except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path.name}: broken {kind}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             "export or download it again",
