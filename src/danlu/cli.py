@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -131,6 +131,26 @@ def preflight(call: Call) -> None:
     found = stage(asked(call))
     if call.json:
         call.output(found, str)
+
+
+def plan(call: Call) -> None:
+    from danlu.stages import plan as stage
+
+    own: dict[str, Callable[[str], Any]] = {
+        "tokens": float,
+        "memory": float,
+        "fresh": lambda value: value in ("yes", "true"),
+    }
+    mine = replace(call, settings={key: value for key, value in call.settings.items() if key in own}).take(**own)
+    rest = {key: value for key, value in call.settings.items() if key not in own}
+    if "tokens" in mine and not 1 <= mine["tokens"] < 1e15:
+        raise UserError(f"tokens={call.settings['tokens']}, expected 1 to 1e15", "for example tokens=5e6")
+    if "memory" in mine:
+        if not 0 < mine["memory"] < 1e9:
+            raise UserError(f"memory={call.settings['memory']}, expected gigabytes above 0", "for example memory=8")
+        mine["memory"] *= 1e9
+    asked_for = asked(replace(call, words=call.words or ["gpt"], settings=rest))
+    call.output(stage.plan(asked_for, **mine), stage.in_words)
 
 
 def resume(call: Call) -> None:
@@ -302,6 +322,11 @@ COMMANDS = {
     ),
     "preflight": Command(
         "RECIPE|FILE.yaml [key=value …]", "what would be learned, dropped and spent, without training", preflight
+    ),
+    "plan": Command(
+        "[gpt|bert] [hours=H] [depth=N] [tokens=N|data=FILE] [memory=GB] [fresh=yes] [key=value …]",
+        "the size of a language model for the time, memory and text there are; or the time for a size",
+        plan,
     ),
     "resume": Command("RUN", "go on where a run stopped, bit for bit", resume),
     "evaluate": Command(

@@ -22,10 +22,11 @@ from danlu.data.pack import Packed
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
-from danlu.models import decoder, encoder
+from danlu.models import decoder, encoder, scaling
 from danlu.models.generate import Sampling
 from danlu.models.initialise import initialise
 from danlu.models.pretrained import Base, resolve
+from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, predict
 from danlu.stages.load import Weights, weights_of
 from danlu.stages.modality import Modality
@@ -47,10 +48,6 @@ from danlu.tasks.material import Account, Item, RunningText
 
 SCRATCH = {"gpt": "language-model", "bert": "masked-language-model"}
 """Architectures with random weights, and what each learns."""
-TOKENS_PER_WEIGHT = 20
-"""Hoffmann et al. 2022: about so many tokens for each weight get most out of a budget of computation."""
-PASSES = 4
-"""Muennighoff et al. 2023: up to four passes over the same text are about as good as new text."""
 
 
 def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
@@ -82,7 +79,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     unknown = float((rows["train"].ids == tokenizer.unknown).mean()) if tokenizer.unknown is not None else 0.0
     check_unknown(unknown, parts["train"], base, options.unknown_share)
     described = None
-    everything = derive(asked, weights, rows, context, tokenizer)
+    everything = derive(asked, weights, rows, context, tokenizer, say)
     if weights is None:
         depth = number(everything["depth"].value)
         described = config_of(base.name, depth, context, tokenizer)
@@ -144,9 +141,8 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
 
 
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The config.json of random weights; the embedding has a multiple of 64 rows, which products like."""
-    describe = decoder.describe if name == "gpt" else encoder.describe
-    found = describe(depth, 64 * math.ceil(tokenizer.size / 64), context)
+    """The config.json of random weights, with the numbers of its tokenizer's special tokens."""
+    found = plan.config_of(name, depth, tokenizer.size, context)
     named = {key: tokenizer.specials.get(tokenizer.named.get(f"{key}_token", "")) for key in ("bos", "eos", "pad")}
     return found | {f"{key}_token_id": each for key, each in named.items() if each is not None}
 
@@ -178,10 +174,12 @@ def packed(
 
 
 def derive(
-    asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int, tokenizer: Tokenizer
+    asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int, tokenizer: Tokenizer, say: Say
 ) -> dict[str, Setting]:
     """The settings of training on running text."""
     opened, tokens = Open(asked), rows["train"].size
+    passes = float(scaling.PASSES) if weights is None else 1.0
+    batch, of = plan.batch_tokens(scaling.PASSES * tokens), f"{tokens:,} tokens to learn from"
     lora = False
     if weights is not None:
         small = weights.parameters < 60e6
@@ -191,12 +189,17 @@ def derive(
         if asked.experiment.model.method == "lora":
             raise UserError("method=lora: random weights have nothing to keep", "leave it out")
         opened.fill("method", "full", "random weights")
-        depth = deepest(PASSES * tokens)
-        opened.fill(
-            "depth",
-            depth,
-            f"{tokens:,} tokens, {PASSES} passes, {TOKENS_PER_WEIGHT} for each weight (Hoffmann et al. 2022)",
-        )
+        reason = f"{tokens:,} tokens, {scaling.PASSES} passes, {scaling.TOKENS_PER_WEIGHT} for each weight (Hoffmann et al. 2022)"
+        if found := plan.planned(asked, opened, rows, context, tokenizer.size, say):
+            batch, of = found.batch, f"{found.tokens:,} tokens in the time"
+            reason = (
+                f"`danlu plan`: {tokens:,} tokens and {asked.experiment.training.hours:g} hours at this machine's speed"
+            )
+            opened.fill("steps", found.steps, reason)
+            looked = len(rows["validation"]) * found.held // max(1, rows["validation"].size)
+            if looked < len(rows["validation"]):
+                opened.fill("validation_rows", max(1, looked), "all validations take a fifteenth of the time at most")
+        opened.fill("depth", found.depth if found else scaling.deepest(scaling.PASSES * tokens), reason)
         opened.fill("vocabulary", tokenizer.size, "the tokenizer's")
         opened.fill("dropout", 0.0, "few passes over a text leave little to overfit")
     opened.fill("max_tokens", context, "nine of ten documents fit, as far as the model sees")
@@ -206,24 +209,12 @@ def derive(
     elif weights is not None:
         rate, why = (1e-4, "learned weights: an order below the rate of pretraining, so that what they know stays")
     else:
-        rate, why = (
-            3e-3 * min(1.0, 256 / wide),
-            f"random weights, {wide} wide: 3e-3 up to 256, then falling as 1 / width",
-        )
+        rate, why = plan.learning_rate(wide), f"random weights, {wide} wide: 3e-3 up to 256, then falling as 1 / width"
     opened.fill("learning_rate", rate, why)
-    wanted = min(65_536, max(1024, 2 ** round(math.log2(max(1.0, tokens / 250)))))
-    size = max(1, wanted // context)
-    opened.fill("batch_size", size, f"{tokens:,} tokens to learn from: about {size * context:,} of them an update")
-    passes = float(PASSES) if weights is None else 1.0
+    size = max(1, batch // context)
+    opened.fill("batch_size", size, f"{of}: about {size * context:,} of them an update")
     opened.length(len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]))
     return opened.settings
-
-
-def deepest(tokens: int) -> int:
-    """The deepest decoder (`models.decoder.describe`) that so many tokens feed, 2 to 32 layers; its layers have 12 * width^2 weights."""
-    return max(
-        (depth for depth in range(2, 33) if 12 * depth * (64 * depth) ** 2 * TOKENS_PER_WEIGHT <= tokens), default=2
-    )
 
 
 def describe(

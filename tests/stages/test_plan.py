@@ -1,0 +1,142 @@
+"""The planner through the command line and its functions: it answers from speeds it is given, and a training is what it planned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from danlu.core.errors import UserError
+from danlu.models import scaling
+from danlu.stages import plan
+from danlu.stages.plan import Given, Speed, choose
+
+
+TEXT = Path(__file__).parents[2] / "examples" / "data" / "sections.jsonl"
+RATE = 40e9
+EVEN = Speed({256: RATE}, {256: RATE}, {256: RATE}, 1e-9)
+GIVEN = Given(kind="gpt", vocabulary=4096, memory=20e9)
+
+
+def test_between_two_measured_widths_the_rate_is_between_them():
+    rates = {128: 10.0, 512: 40.0}
+    assert [plan.between(rates, width) for width in (64, 128, 256, 512, 1024)] == pytest.approx([10, 10, 20, 40, 40])
+
+
+@pytest.mark.parametrize("hours", [0.05, 0.5, 24.0])
+def test_the_time_is_that_of_every_part_and_within_the_hours(hours):
+    found = choose(replace(GIVEN, hours=hours, different=3e6, held=2e5), EVEN)
+    config = plan.config_of("gpt", found.depth, 4096, 256)
+    layers, head = scaling.flops(config, 256)
+    inside, rest = scaling.parameters(config)
+    update = scaling.muon_flops(config) / RATE + (inside + rest) * 1e-9
+    looked = min(2e5, found.tokens / 40)
+    naive = (found.tokens + 8 * looked / 3) * (layers + head) / RATE + found.steps * update
+    assert found.seconds == pytest.approx(naive, rel=1e-4)
+    assert found.tokens == found.steps * found.batch and found.tokens <= 40 * 3e6 + found.batch
+    if found.tokens < 39 * 3e6:
+        assert 0.85 * hours * 3600 < found.seconds <= 0.951 * hours * 3600
+    assert found.parameters == inside + rest
+
+
+def test_the_depth_has_the_least_loss_of_all_that_fit():
+    for hours in (0.5, 10.0, 1000.0):
+        given = replace(GIVEN, hours=hours)
+        found = choose(given, EVEN)
+        others = [choose(replace(given, depth=depth), EVEN) for depth in range(2, 12)]
+        assert found.loss == pytest.approx(min(each.loss for each in others))
+    assert choose(replace(GIVEN, hours=10_000.0), EVEN).depth > choose(replace(GIVEN, hours=10.0), EVEN).depth
+
+
+def test_less_memory_makes_it_smaller_and_none_is_an_error():
+    given = replace(GIVEN, hours=10_000.0)
+    large = choose(given, EVEN)
+    small = choose(replace(given, memory=0.8e9), EVEN)
+    assert small.depth < large.depth and small.memory_bytes <= 0.8e9
+    with pytest.raises(UserError, match=r"GB, expected at most 0\.1 GB"):
+        choose(replace(given, memory=1e8), EVEN)
+
+
+def test_the_other_way_round_and_there_again():
+    """The hours that a depth and its text take buy about the same tokens at that depth."""
+    there = choose(replace(GIVEN, depth=4, different=2e6), EVEN)
+    assert there.tokens == pytest.approx(4 * 2e6, rel=0.01)
+    hours = there.seconds / 3600 / plan.IN_TIME
+    back = choose(replace(GIVEN, depth=4, different=2e6, hours=hours), EVEN)
+    assert back.tokens == pytest.approx(there.tokens, rel=0.02)
+    assert choose(replace(GIVEN, different=2e6), EVEN).depth == scaling.deepest(8e6)
+
+
+def test_no_text_is_gone_through_more_often_than_teaches():
+    found = choose(replace(GIVEN, hours=1000.0, different=1e5, held=5e3), EVEN)
+    assert 39 < found.passes <= 40 and found.seconds < 1000 * 3600
+    assert found.worth < 1e5 * (1 + 15.4)
+
+
+def remember(machine: Speed, kind: str = "gpt") -> None:
+    """Leaves a measurement where the command line finds it."""
+    path = plan.kept_at(kind, "float32", 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(plan.asdict(machine)), "utf-8")
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path / "cache"))
+    remember(EVEN)
+
+
+SET = ("precision=float32", "threads=1")
+
+
+def test_the_command_says_everything(danlu, measured):
+    said = danlu("plan", "hours=0.5", "tokens=2e6", *SET)
+    assert said.code == 0, said.err
+    for part in ("wide", "M weights", "vocabulary", "updates of", "learning rate", "passes over 2,000,000", "GB of",
+                 "Kaplan et al. 2020", "Hoffmann et al. 2022", "Besiroglu et al. 2024", "no forecast", "assumed and not measured",
+                 "8 GPUs", "danlu pretrain gpt data=my.jsonl precision=float32 threads=1 hours=0.5"):  # fmt: skip
+        assert part in said.out, part
+    found = danlu("plan", "hours=0.5", "tokens=2e6", *SET, "--json").json
+    assert found["plan"]["passes"] == pytest.approx(found["plan"]["tokens"] / 2e6)
+    assert found["assumed"]["8"]["seconds"] <= 1800
+    deep = danlu("plan", "depth=8", *SET, "--json").json["plan"]
+    assert deep["tokens"] == pytest.approx(20 * deep["inside"], rel=0.01)
+    assert danlu("plan", "bert", "depth=4", "tokens=1e6", *SET, "--json").json["plan"]["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "a plan needs hours=, depth=, tokens= or data="),
+        (("hours=x",), "hours"),
+        (("hours=1", "tokens=many"), "expected a number"),
+        (("hours=1", "tokens=0"), "expected 1 to 1e15"),
+        (("hours=1", "memory=-1"), "expected gigabytes above 0"),
+        (("hours=1", "memory=0.1"), "expected at most 0.1 GB"),
+        (("hours=1", "epochs=3"), "epochs= is what a plan finds"),
+        (("hours=1", "data=x.jsonl", "tokens=5"), "both say how much text there is"),
+        (("chat", "hours=1"), "a plan is of random weights"),
+        (("hours=1", "widht=3"), "widht"),
+    ],
+)
+def test_bad_input_is_one_clear_error(danlu, measured, words, said):
+    found = danlu("plan", *words, *SET)
+    assert found.code == 2 and said in found.err, found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_training_with_hours_is_what_was_planned(danlu, measured, tmp_path):
+    """depth, steps, batch and learning rate of the run are those of the plan on the same text, and the plan's reason is told."""
+    planned = danlu("plan", f"data={TEXT}", "hours=0.001", "max_rows=300", *SET, "--json")
+    assert planned.code == 0, planned.err
+    found = planned.json["plan"]
+    run = danlu("pretrain", "gpt", f"data={TEXT}", "hours=0.001", "max_rows=300", *SET, "baselines=false", "out=r")
+    assert run.code == 0, run.err
+    used = json.loads((tmp_path / "r" / "experiment.json").read_text("utf-8"))["used"]
+    assert (used["depth"]["value"], used["steps"]["value"]) == (found["depth"], found["steps"])
+    assert used["batch_size"]["value"] * used["max_tokens"]["value"] == found["batch"]
+    assert used["learning_rate"]["value"] == found["learning_rate"]
+    assert "danlu plan" in used["depth"]["origin"] and "0.001 hours" in used["steps"]["origin"]
+    assert danlu("resume", "r").code == 0
