@@ -39,7 +39,7 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     """Add the comparison to a run's evaluation, if it started from learned weights and the comparison is asked for or short.
 
     Each training makes as many passes as the run, at least 100 updates and at most the run's. Each side learns at the better of two
-    rates, the run's and that of pretraining, chosen by the likelihood of the validation rows with one seed; the test rows are only
+    rates, the run's (with that of a new head) and that of pretraining, chosen by the likelihood of the validation rows with one seed; the test rows are only
     looked at afterwards. A seed decides which rows have labels, the new head or all of the random weights, and the order.
     """
     wanted = prepared.experiment.task.gain_seeds
@@ -165,11 +165,12 @@ def chances(prepared: Prepared, side: str, count: int, rate: float, seed: int, p
     """What one training gives each row of `part`, float32 [rows, labels]; nothing is written."""
     train, steps = prepared.rows["train"], updates(prepared, count)
     rows = train.take(balanced(train.targets, count, seed))
+    own = prepared.experiment.training
     training = replace(
-        prepared.experiment.training,
+        own,
         seed=seed,
         learning_rate=rate,
-        learning_rates=None,
+        learning_rates=own.learning_rates if side == "pretrained" and rate == own.learning_rate else None,
         steps=steps,
         batch_size=batch_of(prepared, count),
     )

@@ -24,7 +24,7 @@ from danlu.experiment import Asked, Experiment
 from danlu.models import vision
 from danlu.models.initialise import initialise
 from danlu.models.options import ModelOptions
-from danlu.models.pretrained import Base, read_json, resolve
+from danlu.models.pretrained import Base, labels_of, read_json, resolve
 from danlu.stages.image_answers import BATCH, answering, at_the_end, evaluate, predict
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -116,8 +116,11 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     if not len(rows["train"]):
         raise UserError("nothing to learn: no usable image", "look at `danlu preflight`")
     config = described(base, asked, processor, labels)
+    old = labels_of(config)
     side = (processor.size, f"{base.name} sees images of that size") if base.kind != "random" else usual_size(seen)
-    everything, findings = derive(asked, base, config, side, len(rows["train"]), len(rows["validation"]))
+    everything, findings = derive(
+        asked, base, config, side, len(rows["train"]), len(rows["validation"]), bool(labels) and old != list(labels)
+    )
     findings |= shared_findings(sources, parts, sum(map(len, rows.values())), dropped, labels)
     findings["notes"] += seen.notes
     findings["notes"] += learned_before(base, parts["test"])
@@ -225,7 +228,13 @@ def described(base: Base, asked: Asked, processor: Processor, labels: Sequence[s
 
 
 def derive(
-    asked: Asked, base: Base, config: dict[str, Any], side: tuple[int, str], rows: int, validation_rows: int
+    asked: Asked,
+    base: Base,
+    config: dict[str, Any],
+    side: tuple[int, str],
+    rows: int,
+    validation_rows: int,
+    new_head: bool,
 ) -> tuple[dict[str, settings.Setting], dict[str, Any]]:
     """The settings of training on images, and the learning rate of pretraining beside today's."""
     opened = Open(asked)
@@ -239,9 +248,11 @@ def derive(
     else:
         like = before if (by == "sgd") == (optimizer == "sgd") else None
         said = f"{like:g}, the rate of its pretraining" if like else f"{usual:g}, usual from random weights"
+        if new_head and opened.settings["learning_rate"].value is None and not asked.experiment.model.freeze:
+            opened.fill("learning_rates", {"head": like or usual}, "the new head has nothing to keep")
         opened.fill("learning_rate", (like or usual) / 10, f"a tenth of {said}, so that what it has learned stays")
-    size = min(32, max(2, 2 ** int(math.log2(max(2, rows / 25)))))
-    opened.fill("batch_size", size, f"{rows} training images: at least 25 updates in a pass, at most 32 images in one")
+    size = min(32, max(8, 2 ** int(math.log2(max(8, rows / 25)))))
+    opened.fill("batch_size", size, f"{rows} training images: about 25 updates in a pass, 8 to 32 images in one")
     passes = 3.0 if rows >= 50_000 else 10.0
     opened.length(rows, passes, f"{rows} training images: {passes:g} passes", validation_rows, Pictures.least)
     rates = {"pretraining": before, "now": opened.settings["learning_rate"].value}
