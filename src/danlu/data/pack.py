@@ -82,7 +82,7 @@ def stream(documents: Sequence[np.ndarray], numbers: Sequence[int], context: int
     targets = np.append(ids[1:], IGNORED).astype(np.int32)
     targets[begins[1:] - 1] = IGNORED  # nothing follows the end of a document
     if aligned:
-        cuts = np.concatenate([np.arange(begin, end, context) for begin, end in pairwise(begins)])
+        cuts = np.concatenate([begins[:0], *(np.arange(begin, end, context) for begin, end in pairwise(begins))])
     else:
         cuts = np.arange(0, len(ids), context)
     pieces = np.unique(np.concatenate([begins, cuts])).astype(np.int64)

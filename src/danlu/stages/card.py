@@ -38,10 +38,15 @@ _LIMITS = {
     "chat": "It can state falsehoods fluently, and may repeat biases of its base model and of the data. Do not let it decide about people.",
     "text-classification": f"{_KNOWN} (another language, another time, another source) is outside what was measured.",
     "image-classification": f"{_KNOWN} (another camera, another scale, another background) is outside what was measured.",
+    "language-model": "It goes on as its training text does, invents facts fluently, and may repeat biases or passages of that text.",
+    "masked-language-model": "It guesses words as its training text would have them, biases included; it is meant to be fine-tuned.",
     "autoencoder": "It gives back well only what resembles its training data; all else comes back as the nearest thing it knows.",
     "gan": "What it draws resembles its training data, biases included, and may come close to single images of it.",
 }
-_PIPELINES = {"chat": "text-generation", "autoencoder": "image-to-image", "gan": "unconditional-image-generation"}
+_PIPELINES = {
+    "chat": "text-generation", "language-model": "text-generation", "masked-language-model": "fill-mask",
+    "autoencoder": "image-to-image", "gan": "unconditional-image-generation",
+}  # fmt: skip
 
 
 def title(metric: str) -> str:

@@ -8,6 +8,7 @@ run but the page's own, named by its hash.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -80,6 +81,7 @@ def write(run: Path) -> Path:
         "confused": _confused(evaluation.get("confusion") or {}),
         "transfer": _transfer(evaluation.get("transfer") or {}),
         "samples": _samples(run / "samples"),
+        "written": _written(run / "samples"),
         "plots": _curves(steps, learners, timings, str(facts.get("task"))),
     }
     page = run / "report.html"
@@ -313,9 +315,22 @@ def _picture(encoded: Any, side: int) -> Json:
 
 
 def _samples(folder: Path) -> list[tuple[str, str]]:
-    """(step, base64) of what a generative task drew while it learned: the first, the last and some evenly between."""
-    files = sorted(folder.glob("step-*.png"))
+    """(step, base64) of what a generative task drew while it learned."""
+    found = _spread(sorted(folder.glob("step-*.png")))
+    return [(path.stem.removeprefix("step-"), base64.b64encode(path.read_bytes()).decode()) for path in found]
+
+
+def _written(folder: Path) -> list[Json]:
+    """What a language model made of the same beginnings while it learned: beginning, and (step, what it wrote)."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for path in _spread(sorted(folder.glob("step-*.json"))):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # one that was cut off, or is none of ours
+            for one in json.loads(path.read_text("utf-8")):
+                rows.setdefault(str(one["input"]), []).append((path.stem.removeprefix("step-"), str(one["answer"])))
+    return [{"input": asked, "answers": answers} for asked, answers in rows.items()]
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """The first, the last and some evenly between."""
     shown = min(len(files), _SAMPLES)
-    chosen = [files[round(i * (len(files) - 1) / max(shown - 1, 1))] for i in range(shown)]
-    pictures = [base64.b64encode(path.read_bytes()).decode() for path in chosen]
-    return [(path.stem.removeprefix("step-"), picture) for path, picture in zip(chosen, pictures, strict=True)]
+    return [files[round(i * (len(files) - 1) / max(shown - 1, 1))] for i in range(shown)]
