@@ -137,7 +137,9 @@ def test_a_size_beyond_what_the_text_feeds_is_worth_less():
     assert scaling.loss(enough, trained, text) == pytest.approx(naive_loss(enough, scaling.worth(trained, text)))
     large = scaling.loss(1000 * enough, trained, text)
     assert large == pytest.approx(naive_loss(enough * (1 + 5.309743), scaling.worth(trained, text)))
-    assert scaling.loss(1000 * enough, trained) < large
+    new = scaling.fitting(trained)
+    assert scaling.loss(new / 2, trained) == pytest.approx(naive_loss(new / 2, trained))
+    assert scaling.loss(new * 2, trained) > naive_loss(new * 2, trained)
 
 
 def test_kaplan_joins_its_two_limits():

@@ -19,6 +19,8 @@ E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
 """Approach 3 of Hoffmann et al. 2022, as fitted anew by Besiroglu et al. 2024 (arXiv 2404.10102): theirs did not fit their own data."""
 AGAIN, EXCESS = 15.387756, 5.309743
 """R_D* and R_N* of Muennighoff et al. 2023 (arXiv 2305.16264, appendix A): how fast repeated tokens and superfluous parameters lose worth."""
+FITTED = 1e18
+"""Operations of the smallest trainings that Hoffmann et al. fitted; below it only the law of Kaplan et al. has been tried."""
 BYTES_PER_TOKEN = 96e9 / 22.9e9
 """Of the text Kaplan et al. 2020 trained on: WebText2 is 96 GB, and 22.9 billion tokens."""
 
@@ -107,11 +109,10 @@ def worth(tokens: float, different: float) -> float:
 def loss(n: float, tokens: float, different: float = math.inf) -> float:
     """E + A / N'^alpha + B / D'^beta: Hoffmann et al. 2022, with D' and N' for repeated text of Muennighoff et al. 2023.
 
-    N: all parameters. Both were fitted from about 10^7 parameters and 10^8 tokens up; far below, the number is no forecast and only its order counts.
+    N: all parameters; beyond the optimum for U they count less and less. Below `FITTED` operations it may exceed the loss of guessing.
     """
-    enough = fitting(min(tokens, different))
-    if different < tokens and n > enough:
-        n = enough + enough * EXCESS * -math.expm1(-(n / enough - 1) / EXCESS)
+    enough = min(n, fitting(min(tokens, different)))
+    n = enough + enough * EXCESS * -math.expm1(-(n / enough - 1) / EXCESS)
     return float(E + A / n**ALPHA + B / worth(tokens, different) ** BETA)
 
 

@@ -43,7 +43,7 @@ IN_TIME = 0.95
 """Share of `hours` that is planned, so that the schedule of the learning rate comes to its end before the limit."""
 WORTHLESS = 40
 """Passes over a text after which another teaches nothing (Muennighoff et al. 2023): a plan ends there, even before its hours do."""
-PROGRAM = 0.6e9
+PROGRAM = 0.55e9
 """Bytes of Python, torch and what the stages import, before there is a network."""
 GPU, GPU_FLOPS, GPU_SHARE, GPU_MEMORY = "H100", 989e12, 0.4, 80e9
 """NVIDIA's data sheet of the H100 SXM, bfloat16 without sparsity; the share of it that Llama 3 reached on such (38 to 43 %, Dubey et al. 2024)."""
@@ -203,7 +203,7 @@ class Given:
 class Plan:
     """A training and what it costs. tokens: trained on. worth: new tokens that are as good. held: the most tokens of one validation.
 
-    loss: nats a token by Hoffmann et al. loss_of_small: by Kaplan et al., as bits_per_byte too; None of an encoder, of which they say nothing.
+    loss: nats a token by Hoffmann et al. loss_of_small: by Kaplan et al., as bits_per_byte too. Both are of decoders.
     """
 
     depth: int
@@ -221,9 +221,9 @@ class Plan:
     held: int
     seconds: float
     memory_bytes: int
-    loss: float | None
-    loss_of_small: float | None
-    bits_per_byte: float | None
+    loss: float
+    loss_of_small: float
+    bits_per_byte: float
 
 
 def config_of(kind: str, depth: int, vocabulary: int, context: int) -> dict[str, Any]:
@@ -243,9 +243,9 @@ def batch_tokens(tokens: float) -> int:
 
 
 def choose(given: Given, machine: Speed) -> Plan:
-    """The depth from 2 to 64 with the least expected loss (`scaling.loss`) in these hours; without hours the deepest that the text feeds.
+    """The depth from 2 to 64 with the least expected loss in these hours; without hours the deepest that the text feeds.
 
-    Without text the tokens are those that the depth asks for, 20 for each weight of its layers.
+    The law is that of Hoffmann et al. for budgets such as theirs (`scaling.FITTED`), below that of Kaplan et al. Without text the tokens are those that the depth asks for, 20 for each weight of its layers.
 
     Raises:
         UserError: nothing fits into the memory or the hours, or there is nothing to choose by.
@@ -271,7 +271,8 @@ def choose(given: Given, machine: Speed) -> Plan:
             f"hours={given.hours:g}: one update at depth={fitting[0].depth} takes {fitting[0].seconds / 3600:.2g}",
             "give more hours=, or a smaller batch_size=",
         )
-    return min(in_time, key=lambda each: scaling.loss(each.parameters, each.tokens, given.different))
+    small = 6 * in_time[0].parameters * in_time[0].tokens < scaling.FITTED
+    return min(in_time, key=lambda each: each.loss_of_small if small else each.loss)
 
 
 def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
@@ -302,9 +303,8 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         size = size_of(tokens)
     steps = max(1, math.floor(tokens / size))
     tokens = steps * size
-    gpt = given.kind == "gpt"
     effective = scaling.worth(tokens, given.different)
-    small = scaling.loss_of_small(inside, effective) if gpt else None
+    small = scaling.loss_of_small(inside, effective)
     return Plan(
         depth=depth,
         width=config["hidden_size"],
@@ -320,10 +320,12 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         worth=effective,
         held=math.ceil(looked_at(tokens)),
         seconds=tokens * token + steps * update + LOOKS * looked_at(tokens) * token / 3,
-        memory_bytes=int(PROGRAM + scaling.memory(config, max(given.micro_batch, given.context), given.muon)),
-        loss=scaling.loss(inside + rest, tokens, given.different) if gpt else None,
+        memory_bytes=int(
+            PROGRAM + scaling.memory(config, min(size, max(given.micro_batch, given.context)), given.muon)
+        ),
+        loss=scaling.loss(inside + rest, tokens, given.different),
         loss_of_small=small,
-        bits_per_byte=None if small is None else small / math.log(2) / scaling.BYTES_PER_TOKEN,
+        bits_per_byte=small / math.log(2) / scaling.BYTES_PER_TOKEN,
     )
 
 
@@ -472,7 +474,7 @@ def in_words(found: Mapping[str, Any]) -> str:
             f"time {clock(each.seconds) if each.seconds < 172_800 else f'{each.seconds / 86_400:,.1f} days'} with {LOOKS} validations (the test at the end comes after it); "
             f"memory {each.memory_bytes / 1e9:.2f} GB of {found['memory_bytes'] / 1e9:.1f} usable"
         ),
-        *expected(each),
+        expected(each, found["kind"]),
         (
             f"the same hours on GPUs, assumed and not measured ({GPU}: {GPU_FLOPS / 1e12:.0f} TFLOP/s of bfloat16 by its data sheet, "
             f"{GPU_SHARE:.0%} of it reached, as with Llama 3, which small models do not reach):"
@@ -505,26 +507,15 @@ def passes_in_words(each: Plan, different: float | None) -> str:
     return said + ("; more text would serve better than more time" if each.worth < each.tokens / 2 else "")
 
 
-def expected(each: Plan) -> list[str]:
+def expected(each: Plan, kind: str) -> str:
     """What the laws say of it, and how far they carry."""
-    if each.loss is None or each.loss_of_small is None:
-        return [
-            "expected loss: the laws are of decoders and say nothing of masked models; the size is chosen as for a decoder"
-        ]
-    said = [
-        (
-            f"expected by Kaplan et al. 2020: {each.loss_of_small:.2f} nats a token of their tokenizer, {each.bits_per_byte:.2f} bits per byte, "
-            "if trained until it learns nothing more; their text was web pages in English"
-        )
-    ]
-    if each.loss >= math.log(32_000):
-        said.append(
-            "the size minimises the law of Hoffmann et al. 2022 (constants of Besiroglu et al. 2024), carried far below where it was fitted: "
-            f"its loss here, {each.loss:.1f} nats, is no forecast (guessing among its 32,000 tokens costs {math.log(32_000):.1f})"
-        )
-    else:
-        said.append(
-            f"by Hoffmann et al. 2022 (constants of Besiroglu et al. 2024), which the size minimises: {each.loss:.2f} nats a token of theirs; "
-            "fitted on 10 M weights and more"
-        )
-    return said
+    if kind != "gpt":
+        return "expected loss: there is no law of masked models; the size is chosen as for a decoder"
+    if 6 * each.parameters * each.tokens >= scaling.FITTED:
+        return f"expected by Hoffmann et al. 2022 (constants of Besiroglu et al. 2024): {each.loss:.2f} nats a token of their tokenizer"
+    return (
+        f"expected by Kaplan et al. 2020: {each.loss_of_small:.2f} nats a token of their tokenizer, {each.bits_per_byte:.2f} bits per byte; "
+        "fitted on English web pages, trained until nothing more is learned, and on 20 M tokens or more, so yours will differ. "
+        f"Hoffmann et al. 2022 (constants of Besiroglu et al. 2024), fitted on a hundred times as much and more, would say {each.loss:.1f} nats"
+        + (", more than guessing costs" if each.loss > math.log(each.vocabulary) else "")
+    )
