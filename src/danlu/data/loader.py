@@ -63,6 +63,11 @@ class Rows:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
+    def take(self, rows: Sequence[int]) -> Rows:
+        """These labelled rows alone."""
+        ids = [self.ids[self.starts[row] : self.starts[row + 1]].tolist() for row in rows]
+        return Rows.with_labels(ids, self.targets[list(rows)].tolist(), self.numbers[list(rows)])
+
     def batch(self, rows: Sequence[int]) -> Documents:
         """The rows joined without padding."""
         spans = [slice(self.starts[row], self.starts[row + 1]) for row in rows]

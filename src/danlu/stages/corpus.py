@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from danlu.core import config
 from danlu.core.config import Setting
@@ -22,9 +21,8 @@ from danlu.data.pack import Packed
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
-from danlu.models import decoder, encoder, scaling
+from danlu.models import scaling
 from danlu.models.generate import Sampling
-from danlu.models.initialise import initialise
 from danlu.models.pretrained import Base, resolve
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, predict
@@ -41,8 +39,7 @@ from danlu.stages.prepare import (
     shared_findings,
     sources_of,
 )
-from danlu.stages.texts import check_unknown, check_vocabulary, flaws, keep, micro_batch, read_source, spread
-from danlu.stages.texts import network as pretrained
+from danlu.stages.texts import check_unknown, check_vocabulary, flaws, keep, micro_batch, network, read_source, spread
 from danlu.tasks.material import Account, Item, RunningText
 
 
@@ -244,20 +241,6 @@ def describe(
 
 
 # ---------------------------------------------------------------------------------------------------------------- train
-
-
-def network(prepared: Prepared, say: Say) -> Any:
-    """The network of an experiment on its device: random weights by seed, or those it starts from."""
-    if prepared.config is None:
-        return pretrained(prepared, say)
-    options, seed = prepared.experiment.model, prepared.experiment.training.seed
-    own: Any = decoder.Decoder if prepared.task == "language-model" else encoder.Encoder
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = own(prepared.config, "language", dropout=options.dropout)
-    if options.initialise:
-        initialise(model, options.initialise, seed)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def watch(run: Path, prepared: Prepared, model: Any, every: int, until: int, say: Say) -> list[Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
@@ -18,21 +17,21 @@ from danlu.core.run import Run
 from danlu.data.loader import windows
 from danlu.evaluation import metrics
 from danlu.evaluation.compare import verdict
-from danlu.models import vision
-from danlu.models.pretrained import Base
-from danlu.stages import images
+from danlu.models.pretrained import Base, weights_sha256
 from danlu.stages.build import build
-from danlu.stages.image_answers import Opened, probabilities
-from danlu.stages.prepare import Prepared, Say, number
+from danlu.stages.load import weights_of
+from danlu.stages.modality import modality
+from danlu.stages.prepare import Prepared, Say, number, rate_before, run_behind
 from danlu.training.fit import fit, swap_averages
 from danlu.training.hooks import clock
 
 
-LABELS = (100, 500)
+LABELS = (100, 500, 5000)
 """Numbers of labels looked at, and all there are."""
 SECONDS, SEEDS, FEWEST = 300.0, 5, 100
 """Longest comparison that is made without being asked for, its seeds, and the fewest updates of one training."""
-SIDES = ("pretrained", "random")
+SIDES = {"before": "the weights before", "random": "random weights"}
+"""What pretrained weights are compared with, in words."""
 
 
 def measure(run: Run, prepared: Prepared, say: Say) -> None:
@@ -43,15 +42,16 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     looked at afterwards. A seed decides which rows have labels, the new head or all of the random weights, and the order.
     """
     wanted = prepared.experiment.task.gain_seeds
-    if not compared(prepared):
+    if not prepared.labels or wanted == 0 or (wanted is None and run_behind(prepared.base) is None):
         return
+    sides = sides_of(prepared)
     if not len(prepared.rows["validation"]):
-        say("not compared with random weights: there are no validation rows to choose a learning rate by")
+        say("not compared with other weights: there are no validation rows to choose a learning rate by")
         return
     seeds = SEEDS if wanted is None else wanted
     sizes = [count for count in LABELS if count < len(prepared.rows["train"])] + [len(prepared.rows["train"])]
     per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
-    clock_of = Progress(prepared, sizes, seeds, say)
+    clock_of = Progress(sides, sizes, seeds, say)
     if wanted is None and clock_of.work * per_step <= SECONDS:
         # How long one takes is only known from one: opening and measuring a network may take longer than teaching it.
         clock_of.per_update = timed(prepared, sizes[0])
@@ -61,11 +61,12 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     asked_for = f"{seeds} seeds at {', '.join(map(str, sizes))} labels"
     if wanted is None and expected > SECONDS:
         say(
-            f"not compared with random weights: about {clock(expected)} for {asked_for}; gain_seeds={SEEDS} and another out= make it"
+            f"not compared with other weights: about {clock(expected)} for {asked_for}; gain_seeds={SEEDS} and another out= make it"
         )
         return
-    say(f"comparing with random weights, {asked_for}: about {clock(expected)}")
-    rows = [at(prepared, count, seeds, clock_of) for count in sizes]
+    others = " and ".join(told for side, told in SIDES.items() if side in sides)
+    say(f"comparing with {others}, {asked_for}: about {clock(expected)}")
+    rows = [at(sides, count, seeds, clock_of) for count in sizes]
     used = float(prepared.experiment.training.learning_rate or 0)
     if all(row["learning_rates"]["pretrained"] != used for row in rows):
         better = rows[-1]["learning_rates"]["pretrained"]
@@ -80,13 +81,19 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     run.write("evaluation.json", {**run.read("evaluation.json"), "transfer": transfer})
 
 
-def compared(prepared: Prepared) -> bool:
-    """Whether there is something to compare: a classifier of images that starts from learned weights."""
-    return (
-        prepared.task == "image-classification"
-        and prepared.base.kind != "random"
-        and prepared.experiment.task.gain_seeds != 0
-    )
+def sides_of(prepared: Prepared) -> dict[str, Prepared]:
+    """What is compared: the weights there are, those they were made from where these were learned too, and random ones."""
+    found = {"pretrained": prepared}
+    run = run_behind(prepared.base)
+    earlier = run.read("run.json")["lineage"]["model"] if run else {}
+    folder = Path(str(earlier.get("folder", "")))
+    if earlier.get("sha256") and folder.is_dir() and weights_sha256(folder) == earlier["sha256"]:
+        base = Base(str(earlier["name"]), folder, earlier["sha256"], str(earlier["licence"]), str(earlier["kind"]))
+        weights = None if prepared.weights is None else weights_of(base)
+        found["before"] = replace(prepared, base=base, weights=weights)
+    if (blank := modality(prepared.task).blank(prepared)) is not None:
+        found["random"] = blank
+    return found
 
 
 class Progress:
@@ -95,9 +102,10 @@ class Progress:
     work: updates of all trainings together. per_update: seconds, with all that stands around an update.
     """
 
-    def __init__(self, prepared: Prepared, sizes: Sequence[int], seeds: int, say: Say) -> None:
-        self.trainings = len(sizes) * len(SIDES) * (2 + seeds)  # two rates are tried first
-        self.work = sum(updates(prepared, count) for count in sizes) * len(SIDES) * (2 + seeds)
+    def __init__(self, sides: Mapping[str, Prepared], sizes: Sequence[int], seeds: int, say: Say) -> None:
+        each = len(sides) * (2 + seeds)  # two rates are tried first
+        self.trainings = len(sizes) * each
+        self.work = sum(updates(sides["pretrained"], count) for count in sizes) * each
         self.say, self.per_update = say, 0.0
         self.done, self.behind, self.began = 0, 0, time.perf_counter()
         self.said = self.began
@@ -114,39 +122,42 @@ class Progress:
 def timed(prepared: Prepared, count: int) -> float:
     """Seconds an update, from one training with so many labels."""
     start = time.perf_counter()
-    chances(prepared, "pretrained", count, float(prepared.experiment.training.learning_rate or 0), 0, "validation")
+    chances(prepared, count, float(prepared.experiment.training.learning_rate or 0), 0, "validation")
     return (time.perf_counter() - start) / updates(prepared, count)
 
 
-def at(prepared: Prepared, count: int, seeds: int, progress: Progress) -> dict[str, Any]:
-    """Both sides with so many labels."""
-    used = float(prepared.experiment.training.learning_rate or 0)
-    rates = sorted({used, images.rate_before(prepared.base)[0] or 10 * used})
+def at(sides: Mapping[str, Prepared], count: int, seeds: int, progress: Progress) -> dict[str, Any]:
+    """All sides with so many labels."""
+    mine = sides["pretrained"]
+    used = float(mine.experiment.training.learning_rate or 0)
+    rates = sorted({used, rate_before(mine.base)[0] or 10 * used}) if mine.weights is None else [used, 10 * used]
     chosen, found = {}, {}
 
     def once(side: str, rate: float, seed: int, part: str) -> np.ndarray:
         """float [rows, labels]."""
-        made = chances(prepared, side, count, rate, seed, part)
-        progress(updates(prepared, count))
+        made = chances(sides[side], count, rate, seed, part)
+        progress(updates(mine, count))
         return made
 
-    for side in SIDES:
-        held = prepared.rows["validation"].targets
+    held, asked = mine.rows["validation"].targets, mine.rows["test"].targets
+    for side in sides:
         tried = {
             rate: np.log(once(side, rate, 0, "validation")[np.arange(len(held)), held] + 1e-12).mean() for rate in rates
         }
         chosen[side] = max(tried, key=lambda rate: (tried[rate], -rate))
-        held = prepared.rows["test"].targets
-        found[side] = np.array(
-            [once(side, chosen[side], seed, "test").argmax(1) == held for seed in range(seeds)], np.float64
-        )
-    row = {side: metrics.over_seeds_and_rows(found[side]).json() for side in SIDES}
-    gap = metrics.over_seeds_and_rows(found["pretrained"] - found["random"])
-    told = {"metric": "accuracy", "names": ["random weights", "pretrained weights"], "difference": gap.value}
-    told |= {"low": gap.low, "high": gap.high, "rows": len(prepared.rows["test"]), "unit": "test image"}
-    said = f"with {count:,} labels {verdict(told)}, {seeds} seeds"
-    progress.say(said)
-    return {"labels": count, **row, "difference": gap.json(), "learning_rates": chosen, "verdict": said}
+        right = [once(side, chosen[side], seed, "test").argmax(1) == asked for seed in range(seeds)]
+        found[side] = np.array(right, np.float64)
+    row: dict[str, Any] = {side: metrics.over_seeds_and_rows(each).json() for side, each in found.items()}
+    said = {}
+    for side, name in SIDES.items():
+        if side in found:
+            gap = metrics.over_seeds_and_rows(found["pretrained"] - found[side])
+            told = {"metric": "accuracy", "names": [name, "pretrained weights"], "difference": gap.value}
+            told |= {"low": gap.low, "high": gap.high, "rows": len(asked), "unit": "test row"}
+            said[side] = f"with {count:,} labels {verdict(told)}, {seeds} seeds"
+            row["difference" if side == "random" else "difference_before"] = gap.json()
+            progress.say(said[side])
+    return {"labels": count, **row, "learning_rates": chosen, "verdict": "; ".join(said.values())}
 
 
 def updates(prepared: Prepared, count: int) -> int:
@@ -161,46 +172,33 @@ def batch_of(prepared: Prepared, count: int) -> int:
     return max(2, min(number(prepared.experiment.training.batch_size), count // 4))
 
 
-def chances(prepared: Prepared, side: str, count: int, rate: float, seed: int, part: str) -> np.ndarray:
+def chances(prepared: Prepared, count: int, rate: float, seed: int, part: str) -> np.ndarray:
     """What one training gives each row of `part`, float32 [rows, labels]; nothing is written."""
     train, steps = prepared.rows["train"], updates(prepared, count)
-    rows = train.take(balanced(train.targets, count, seed))
     own = prepared.experiment.training
     training = replace(
         own,
         seed=seed,
         learning_rate=rate,
-        learning_rates=own.learning_rates if side == "pretrained" and rate == own.learning_rate else None,
+        learning_rates=own.learning_rates if prepared.base.kind != "random" and rate == own.learning_rate else None,
         steps=steps,
         batch_size=batch_of(prepared, count),
     )
-    settings = prepared.settings | {"steps": Setting(steps, "the comparison")}
-    base, config = prepared.base, prepared.config
-    experiment = replace(prepared.experiment, training=training)
-    if side == "random":  # nothing of it was learned, so nothing is frozen
-        model = experiment.model
-        config = vision.load(
-            base.folder, labels=prepared.labels, dropout=model.dropout, new_head=True, log=lambda _: None
-        ).config
-        base = Base(base.name, Path(), "", "", "random")
-        experiment = replace(experiment, model=replace(model, freeze=()))
     small = replace(
         prepared,
-        experiment=experiment,
-        settings=settings,
-        base=base,
-        config=config,
-        rows={**prepared.rows, "train": rows},
+        experiment=replace(prepared.experiment, training=training),
+        settings=prepared.settings | {"steps": Setting(steps, "the comparison")},
+        rows={**prepared.rows, "train": train.take(balanced(train.targets, count, seed))},
     )
-    built, held = build(small, lambda _: None), prepared.rows[part]
+    built = build(small, lambda _: None)
     try:
         fit(built.state, steps)
         swap_averages(built.task.learners())
     except UserError:  # it diverged: a rate that is too high for this side, and nothing it says is right
-        wrong: np.ndarray = np.eye(len(prepared.labels), dtype=np.float32)[(held.targets + 1) % len(prepared.labels)]
+        targets = prepared.rows[part].targets
+        wrong: np.ndarray = np.eye(len(prepared.labels), dtype=np.float32)[(targets + 1) % len(prepared.labels)]
         return wrong
-    opened = Opened(Run(Path()), built.model.eval(), prepared.processor, prepared.task, prepared.labels, torch.float32)
-    return probabilities(opened, held)
+    return modality(prepared.task).chances(prepared, built.model.eval(), part)
 
 
 def balanced(targets: Sequence[int], count: int, seed: int) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 
 from danlu.core import config as settings
 from danlu.core.errors import UserError, reading
+from danlu.core.run import Run
 from danlu.core.types import CLASSIFIERS
 from danlu.data.images import Pictures, read_images, survey
 from danlu.data.processor import Augment, Processor, usual_size
@@ -25,7 +26,7 @@ from danlu.models import vision
 from danlu.models.initialise import initialise
 from danlu.models.options import ModelOptions
 from danlu.models.pretrained import Base, labels_of, read_json, resolve
-from danlu.stages.image_answers import BATCH, answering, at_the_end, evaluate, predict
+from danlu.stages.image_answers import BATCH, Opened, answering, at_the_end, evaluate, predict, probabilities
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
     KEPT,
@@ -33,13 +34,15 @@ from danlu.stages.prepare import (
     Open,
     Prepared,
     Say,
+    check_gain,
     check_labels,
     learned_before,
     number,
     part,
-    run_behind,
+    rate_before,
     shared_findings,
     sources_of,
+    without_weights,
 )
 from danlu.stages.samples import Samples
 from danlu.tasks.material import Account, Item
@@ -94,12 +97,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     sources = sources_of(asked, data, read_source)
     base = start(experiment.model.model, say)
     Augment.check(experiment.task.augment)
-    if experiment.task.gain_seeds == 1:
-        raise UserError("gain_seeds=1: one seed has no interval", "give 2 or more, or 0 for no comparison")
-    if experiment.task.gain_seeds and base.kind == "random":
-        raise UserError(
-            f"gain_seeds={experiment.task.gain_seeds}, but {base.name} starts from random weights", "leave it out"
-        )
+    check_gain(experiment, base)
     processor = stored(base, options.image_size)
     seen = survey(sources["data"])
     if processor is None:
@@ -259,15 +257,6 @@ def derive(
     return opened.settings, {"learning_rate": rates} if before else {}
 
 
-def rate_before(base: Base) -> tuple[float | None, str | None]:
-    """The peak learning rate of the run that made these weights, and its optimizer."""
-    run = run_behind(base)
-    if run is None:
-        return None, None
-    used = run.read("experiment.json")["used"]
-    return float(used["learning_rate"]["value"]), str(used["optimizer"]["value"])
-
-
 def keep(prepared: Prepared, folder: Path, everything: bool) -> None:
     """The held-out images as the network sees them go with the run; all of them when they came from Python."""
     for name in ("validation", "test"):
@@ -304,6 +293,21 @@ def network(prepared: Prepared, say: Say) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def blank(prepared: Prepared) -> Prepared:
+    """The same with random weights."""
+    dropout = prepared.experiment.model.dropout
+    learned = vision.load(
+        prepared.base.folder, labels=prepared.labels, dropout=dropout, new_head=True, log=lambda _: None
+    )
+    return replace(without_weights(prepared), config=learned.config)
+
+
+def chances(prepared: Prepared, model: Any, part: str) -> np.ndarray:
+    """What a classifier gives each image of a part: float32 [images, labels]."""
+    opened = Opened(Run(Path()), model.eval(), prepared.processor, prepared.task, prepared.labels, torch.float32)
+    return probabilities(opened, prepared.rows[part])
+
+
 def micro_batch(prepared: Prepared) -> int:
     """A batch of images is never cut: batch normalisation looks at all of it."""
     return number(prepared.experiment.training.batch_size)
@@ -325,6 +329,8 @@ IMAGES = Modality(
     evaluate=evaluate,
     predict=predict,
     answering=answering,
+    blank=blank,
+    chances=chances,
     watch=watch,
     settings={"evaluate": ("label",), "predict": ("out", "count", "seed")},
 )

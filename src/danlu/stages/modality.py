@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from danlu.core.errors import UserError
 from danlu.core.run import Run
 from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS
@@ -31,7 +33,9 @@ class Modality:
     learns, in the unit of its batches. looked_at: the same where it is only measured. watch: (run, prepared, model, every, until, say) ->
     hooks of `fit` that show what has been learned so far. at_the_end: the test of a training run, JSON-ready. evaluate: (run, data, say,
     **settings) -> figures of a finished run on its own test rows, or on `data`. predict: (run, inputs, data, **settings) -> an answer for
-    each input. answering: the final model as the service asks it. settings: what `evaluate` and `predict` may be told beside their data.
+    each input. answering: the final model as the service asks it. blank: the same
+    experiment from random weights. chances: (prepared, model, part) -> what a classifier gives each row, float32 [rows, labels].
+    settings: what `evaluate` and `predict` may be told beside their data.
     """
 
     prepare: Callable[[Asked, Any, Say], Prepared]
@@ -44,6 +48,8 @@ class Modality:
     evaluate: Callable[..., dict[str, Any]]
     predict: Callable[..., list[dict[str, Any]]]
     answering: Callable[[Run], Writer | Predictor]
+    blank: Callable[[Prepared], Prepared | None] = lambda _: None
+    chances: Callable[[Prepared, Any, str], np.ndarray] = lambda *_: np.empty((0, 0))
     watch: Callable[[Path, Prepared, Any, int, int, Say], list[Any]] = nothing
     settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 

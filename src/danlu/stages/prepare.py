@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Prepared:
 
     experiment: with every derived setting filled in. settings: the same, flat, each with its origin. rows, items: by part.
     weights: where they lie (`load.Weights`); None for a network of images. processor: what turns a person's input into tensors.
-    config: what the config.json of a network of images says; None for text.
+    config: what the config.json of a network of images, or of random weights for text, says; None for learned weights of text.
     """
 
     asked: Asked
@@ -354,6 +354,22 @@ def fingerprint(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def check_gain(experiment: Experiment, base: Base) -> None:
+    """Whether the comparison that is asked for can be made."""
+    seeds = experiment.task.gain_seeds
+    if seeds == 1:
+        raise UserError("gain_seeds=1: one seed has no interval", "give 2 or more, or 0 for no comparison")
+    if seeds and base.kind == "random":
+        raise UserError(f"gain_seeds={seeds}, but {base.name} starts from random weights", "leave it out")
+
+
+def without_weights(prepared: Prepared) -> Prepared:
+    """The same experiment from random weights: nothing of it was learned, so nothing is frozen or adapted."""
+    model = replace(prepared.experiment.model, freeze=(), method="full")
+    base = Base(prepared.base.name, Path(), "", "", "random")
+    return replace(prepared, base=base, experiment=replace(prepared.experiment, model=model))
+
+
 def learned_by(run: Run) -> frozenset[str]:
     """Fingerprints of a run's training rows; none of a run that learned from none."""
     path = run.path / "data" / LEARNED
@@ -366,6 +382,15 @@ def run_behind(base: Base) -> Run | None:
         return Run(Path(base.name).expanduser().parent.parent)  # RUN/checkpoints/step-…
     found = find_run(Path(base.name).expanduser()) if base.kind == "run" else None
     return Run(found) if found else None
+
+
+def rate_before(base: Base) -> tuple[float | None, str | None]:
+    """The peak learning rate of the run that made these weights, and its optimizer."""
+    run = run_behind(base)
+    if run is None:
+        return None, None
+    used = run.read("experiment.json")["used"]
+    return float(used["learning_rate"]["value"]), str(used["optimizer"]["value"])
 
 
 def learned_before(base: Base, items: Sequence[Item]) -> list[str]:

@@ -238,15 +238,21 @@ def _transfer(found: Json) -> Json:
         return [scale * (one[key] if finite(one.get(key)) else one["value"]) for key in ("value", "low", "high")]
 
     lines, gains = [], []
-    for colour, start in enumerate(("pretrained", "random")):
+    sides = [side for side in ("pretrained", "before", "random") if all(side in row for row in rows)]
+    for colour, start in enumerate(sides):
         values, *spans = zip(*(ends(row[start]) for row in rows), strict=True) if rows else ((), (), ())
         at = [row["labels"] for row in rows]
         lines.append(Series(f"{start} weights", at, values, "dots", colour, list(zip(*spans, strict=True))))
-    for value, low, high in (ends(row["difference"]) for row in rows):
+    for value, low, high in (ends(row.get("difference") or row["difference_before"]) for row in rows):
         sign = ((low > 0) - (high < 0)) * (-1 if metric in LOWER_IS_BETTER else 1)
         said = [(f"{end:+.1f}" if scale > 1 else f"{end:+.3g}").replace("-", "−") for end in (value, low, high)]
         gains.append({"value": said[0], "edges": f"[{said[1]}, {said[2]}]", "look": ("", "good", "bad")[sign]})
-    return {"metric": metric, "gains": gains, "plot": line_plot(unit.capitalize(), lines, across="labels", log=True)}
+    return {
+        "metric": metric,
+        "gains": gains,
+        "sides": sides,
+        "plot": line_plot(unit.capitalize(), lines, across="labels", log=True),
+    }
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

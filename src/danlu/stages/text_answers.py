@@ -96,21 +96,31 @@ def holds_chat(source: Source) -> bool:
     return bool(names & set(LISTS)) or any(set(pair) <= names for pair in PAIRS)
 
 
-@torch.inference_mode()
 def probabilities(opened: Opened, texts: Sequence[str], still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Softmax of the logits, float32 [texts, labels]; each text cut at the length the model was trained with."""
-    limit = opened.max_tokens
     encoded = opened.tokenizer.encode_batch(list(texts), special=True)
-    ids = [cut_to(row, limit, opened.tokenizer) for row in encoded]
-    rows = Rows.with_labels(ids, [0] * len(ids), range(len(ids)))
-    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
-    result = np.empty((len(ids), len(opened.labels)), np.float32)
-    device = next(opened.model.parameters()).device
+    ids = [cut_to(row, opened.max_tokens, opened.tokenizer) for row in encoded]
+    return row_probabilities(
+        opened.model, Rows.with_labels(ids, [0] * len(ids), range(len(ids))), opened.precision, still
+    )
+
+
+@torch.inference_mode()
+def row_probabilities(
+    model: Any, rows: Rows, precision: torch.dtype, still: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """The same of rows that are numbered from 0."""
+    order = sorted(range(len(rows)), key=lambda row: (int(rows.lengths[row]), row))
+    device, places = next(model.parameters()).device, list[int]()
+    found = []
+    model.eval()
     for batch in rows.batches(order, TOKENS):
         still()
-        with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
-            logits = opened.model.logits(opened.model(batch.ids.to(device), batch.lengths))
-        result[list(batch.rows)] = logits.float().softmax(-1).cpu().numpy()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model.logits(model(batch.ids.to(device), batch.lengths))
+        found.append(logits.float().softmax(-1).cpu().numpy())
+        places += batch.rows
+    result: np.ndarray = np.concatenate(found)[np.argsort(places)]
     return result
 
 

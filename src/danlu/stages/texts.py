@@ -8,24 +8,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import write_text
+from danlu.core.types import CORPUS_TASKS
 from danlu.data.clean import has_html, is_damaged, language_of, share
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked, Experiment
+from danlu.models import decoder, encoder
 from danlu.models.catalogue import MODELS
 from danlu.models.generate import Sampling
-from danlu.models.pretrained import Base, resolve
+from danlu.models.initialise import initialise
+from danlu.models.pretrained import Base, label_keys, read_json, resolve
 from danlu.stages.load import Weights, open_weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -33,14 +37,18 @@ from danlu.stages.prepare import (
     Open,
     Prepared,
     Say,
+    check_gain,
     check_labels,
     dump_items,
     learned_before,
     part,
+    rate_before,
+    run_behind,
     shared_findings,
     sources_of,
+    without_weights,
 )
-from danlu.stages.text_answers import answering, at_the_end, evaluate, predict
+from danlu.stages.text_answers import answering, at_the_end, evaluate, predict, row_probabilities
 from danlu.tasks.material import Account, Conversations, Encoded, Item, LabelledTexts, Material
 
 
@@ -50,6 +58,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     options = experiment.data
     sources = sources_of(asked, data, read_source)
     base = resolve(experiment.model.model, say)
+    check_gain(experiment, base)
     weights = weights_of(base, say)
     tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
     check_vocabulary(tokenizer.base_size, weights)
@@ -86,7 +95,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
             or "no usable row"
         )
         raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
-    settings = derive(asked, weights, encoded, chat, len(parts["validation"]))
+    settings = derive(asked, base, weights, encoded, chat, len(parts["validation"]))
     findings = describe(base, sources, parts, encoded, dropped, labels, tokenizer)
     findings["notes"] += learned_before(base, parts["test"])
     return Prepared(
@@ -136,7 +145,7 @@ def check_unknown(share: float, items: Sequence[Item], base: Base, limit: float)
 
 
 def derive(
-    asked: Asked, weights: Weights, encoded: Mapping[str, Encoded], chat: bool, validation_rows: int
+    asked: Asked, base: Base, weights: Weights, encoded: Mapping[str, Encoded], chat: bool, validation_rows: int
 ) -> dict[str, Setting]:
     """The settings of training on text."""
     opened = Open(asked)
@@ -152,6 +161,9 @@ def derive(
         if lora
         else "whole weights: one to two orders below the rate of pretraining, so that what they know stays"
     )
+    before, _ = rate_before(base)
+    if before and not lora and (run := run_behind(base)) and run.read("run.json")["task"] in CORPUS_TASKS:
+        adam, why = before / 10, f"a tenth of {before:g}, the rate of its pretraining, so that what it knows stays"
     if asked.experiment.training.optimizer == "sgd":
         opened.fill(
             "learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}"
@@ -280,16 +292,31 @@ def keep(prepared: Prepared, folder: Path, everything: bool) -> None:
 
 
 def network(prepared: Prepared, say: Say) -> Any:
-    """The pretrained network of an experiment on its device, with a new head where the labels are new."""
-    experiment = prepared.experiment
-    return open_weights(
-        prepared.weights,
-        experiment.task.task,
-        prepared.labels or None,
-        dropout=experiment.model.dropout,
-        seed=experiment.training.seed,
-        say=say,
-    )
+    """The network of an experiment on its device: random weights by seed, or learned ones with a new head where the labels are new."""
+    options, seed, labels = prepared.experiment.model, prepared.experiment.training.seed, prepared.labels or None
+    if prepared.config is None:
+        return open_weights(prepared.weights, prepared.task, labels, dropout=options.dropout, seed=seed, say=say)
+    own: Any = decoder.Decoder if decoder.supports(prepared.config) else encoder.Encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = own(prepared.config, "classification" if labels else "language", labels, options.dropout)
+    if options.initialise:
+        initialise(model, options.initialise, seed)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def blank(prepared: Prepared) -> Prepared | None:
+    """The same with random weights; None for an architecture that only transformers makes."""
+    config = read_json(prepared.weights.folder / "config.json") | label_keys(prepared.labels)
+    if not (decoder.supports(config) or encoder.supports(config)):
+        return None
+    return replace(without_weights(prepared), config=config, weights=None)
+
+
+def chances(prepared: Prepared, model: Any, part: str) -> np.ndarray:
+    """What a classifier gives each row of a part: float32 [rows, labels]."""
+    rows = prepared.rows[part]
+    return row_probabilities(model, replace(rows, numbers=np.arange(len(rows))), torch.float32)
 
 
 def micro_batch(prepared: Prepared) -> int:
@@ -308,6 +335,8 @@ TEXTS = Modality(
     evaluate=evaluate,
     predict=predict,
     answering=answering,
+    blank=blank,
+    chances=chances,
     settings={
         "evaluate": ("answers", "text", "label"),
         "predict": ("text", *(field.name for field in fields(Sampling))),

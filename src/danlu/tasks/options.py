@@ -52,7 +52,7 @@ class TaskOptions:
     )
     gain_seeds: int | None = option(
         None,
-        "from pretrained weights: seeds of the comparison with random ones at 100, 500 and all labels (0: none)",
+        "from a run: seeds of the comparison with random weights, and with those before it, at 100, 500, 5,000 and all labels (0: none)",
         low=0,
-        tasks=("image-classification",),
+        tasks=CLASSIFIERS,
     )
