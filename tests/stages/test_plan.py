@@ -144,3 +144,10 @@ def test_a_training_with_hours_is_what_was_planned(danlu, measured, tmp_path):
     assert used["learning_rate"]["value"] == found["learning_rate"]
     assert "danlu plan" in used["depth"]["origin"] and "0.001 hours" in used["steps"]["origin"]
     assert danlu("resume", "r").code == 0
+
+
+def test_rows_that_are_not_full_take_more_updates():
+    full = choose(replace(GIVEN, hours=0.5, depth=3, batch=4096), EVEN)
+    half = choose(replace(GIVEN, hours=0.5, depth=3, batch=4096, filled=0.5), EVEN)
+    assert half.batch == full.batch and half.tokens == half.steps * 2048
+    assert half.steps > 1.4 * full.steps  # each is half as long, but Muon's iteration is once an update

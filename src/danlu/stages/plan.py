@@ -181,8 +181,9 @@ def best(run: Callable[[], object], seconds: float = 0.6) -> float:
 class Given:
     """What is fixed before a size is chosen.
 
-    different: tokens of the training text, infinite if it never ends. held: tokens of the validation text. context: tokens in a row.
-    length: in a document, as the attention sees it. batch: tokens in an update, None to choose. memory: bytes there are for it all.
+    different: tokens of the training text, infinite if it never ends. held: tokens of the validation text. context: the most tokens in a row;
+    filled: the share of it that a row has on average, less where rows hold whole documents. length: tokens in a document, as the
+    attention sees it. batch: tokens in an update of full rows, None to choose. memory: bytes there are for it all.
     """
 
     kind: str
@@ -193,6 +194,7 @@ class Given:
     different: float = math.inf
     held: float = math.inf
     context: int = 256
+    filled: float = 1.0
     length: float = 256.0
     batch: int | None = None
     micro_batch: int = 2048
@@ -201,7 +203,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training and what it costs. tokens: trained on. worth: new tokens that are as good. held: the most tokens of one validation.
+    """A training and what it costs. batch: tokens in an update whose rows are full. tokens: trained on. worth: new tokens that are as good. held: the most tokens of one validation.
 
     loss: nats a token by Hoffmann et al. loss_of_small: by Kaplan et al., as bits_per_byte too. Both are of decoders.
     """
@@ -289,7 +291,7 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
 
     def in_time(size: int) -> float:
         """Tokens that fit into the hours, validations and all, at so many an update."""
-        room, each = (given.hours or 0) * 3600 * IN_TIME, token + update / size
+        room, each = (given.hours or 0) * 3600 * IN_TIME, token + update / (size * given.filled)
         few = room / (each + LOOKS * HELD * token / 3)
         return few if few * HELD <= given.held else (room - LOOKS * given.held * token / 3) / each
 
@@ -301,8 +303,8 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         endless = given.different == math.inf
         tokens = scaling.TOKENS_PER_WEIGHT * inside if endless else scaling.PASSES * given.different
         size = size_of(tokens)
-    steps = max(1, math.floor(tokens / size))
-    tokens = steps * size
+    steps = max(1, math.floor(tokens / (size * given.filled)))
+    tokens = round(steps * size * given.filled)
     effective = scaling.worth(tokens, given.different)
     small = scaling.loss_of_small(inside, effective)
     return Plan(
@@ -351,6 +353,7 @@ def given_of(asked: Asked, rows: Mapping[str, Any], context: int, vocabulary: in
         different=rows["train"].size,
         held=rows["validation"].size,
         context=context,
+        filled=rows["train"].size / len(rows["train"]) / context,
         length=float((pieces**2).sum() / pieces.sum()),
         batch=options.batch_size and options.batch_size * context,
         micro_batch=options.micro_batch_tokens,
@@ -468,7 +471,7 @@ def in_words(found: Mapping[str, Any]) -> str:
             f"depth {each.depth}: {each.width} wide, {each.parameters / 1e6:,.2f} M weights, {each.inside / 1e6:,.2f} M of them inside the layers; "
             f"vocabulary {each.vocabulary:,}"
         ),
-        f"{each.steps:,} updates of {each.batch:,} tokens in rows of {each.context}, learning rate {each.learning_rate:.2g}",
+        f"{each.steps:,} updates of {each.tokens // each.steps:,} tokens in rows of up to {each.context}, learning rate {each.learning_rate:.2g}",
         f"{each.tokens:,} tokens: " + passes_in_words(each, found["different"]),
         (
             f"time {clock(each.seconds) if each.seconds < 172_800 else f'{each.seconds / 86_400:,.1f} days'} with {LOOKS} validations (the test at the end comes after it); "
