@@ -32,9 +32,16 @@ def test_each_token_of_a_stream_is_learned_once_and_rows_are_equally_long():
 def test_a_measured_document_does_not_depend_on_its_neighbours():
     rows = pack.stream(DOCUMENTS, NUMBERS, 16, aligned=True)
     alone = [pack.stream([each], [number], 16) for number, each in zip(NUMBERS, DOCUMENTS, strict=True)]
-    assert [list(rows.batch([row]).lengths) for row in range(len(rows))] == [
-        list(each.batch([row]).lengths) for each in alone for row in range(len(each))
+    mine = [rows.batch([row]) for row in range(len(rows))]
+    theirs = [each.batch([row]) for each in alone for row in range(len(each))]
+    assert [(b.ids.tolist(), b.targets.tolist(), b.lengths, b.rows) for b in mine] == [
+        (b.ids.tolist(), b.targets.tolist(), b.lengths, b.rows) for b in theirs
     ]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_no_documents_make_no_rows(aligned):
+    assert len(pack.stream([], [], 8, aligned)) == 0 and len(pack.whole([], [], 8, [1], [2])) == 0
 
 
 def test_pieces_for_masks_stand_between_their_marks():

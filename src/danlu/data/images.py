@@ -24,6 +24,7 @@ import numpy as np
 from danlu.core.device import machine
 from danlu.core.errors import UserError
 from danlu.core.types import Examples
+from danlu.data.rows import FileRow
 from danlu.data.source import SKIP, Rejected, Row, Source, _plain, column, read
 
 
@@ -40,15 +41,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded (Pillow's own limit: a quarter of a GiB as RGB)."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileRow(Row):
-    """A row that is a file of its own: `where` says the whole place."""
-
-    @property
-    def place(self) -> str:
-        return self.where
 
 
 @dataclass

@@ -59,7 +59,7 @@ class DataOptions:
     vocabulary: int | None = option(
         None,
         "tokens of a tokenizer that is learned; derived from the text",
-        low=300,
+        low=10,
         high=1_000_000,
         tasks=CORPUS_TASKS,
     )

@@ -19,7 +19,8 @@ SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them
 class Row:
     """One record.
 
-    number: the line in the file for JSONL and text (a document's first line); for everything else the record's number, from 1.
+    number: the line in the file for JSONL and text (a document's first line); for everything else the record's number, from 1. Unique
+        in a source.
     where: what stands before the number in an error: `my.jsonl:` or `my.csv record `.
     """
 
@@ -30,6 +31,15 @@ class Row:
     @property
     def place(self) -> str:
         return f"{self.where}{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow(Row):
+    """A row of one file of several, or that is a file of its own: `where` says the whole place, `number` counts over all files."""
+
+    @property
+    def place(self) -> str:
+        return self.where
 
 
 @dataclass(frozen=True)
@@ -75,13 +85,13 @@ class RowError(Exception):
 class Collected:
     """Rows and rejected rows as they come: the first `max_rows` readable ones are kept, all are counted.
 
-    file: what places are named by; each file in turn when several are read into one.
+    file: what places are named by; each file in turn when `several` are read into one.
     left_out: what in the files is no record, by kind, counted.
     """
 
     def __init__(self, name: str, bad_rows: str, max_rows: int | None) -> None:
         self.name, self.skip, self.limit = name, bad_rows == "skip", max_rows
-        self.file = name
+        self.file, self.several = name, False
         self.left_out: Counter[str] = Counter()
         self.rows: list[Row] = []
         self.rejected: list[Rejected] = []
@@ -96,7 +106,8 @@ class Collected:
         if self.full:
             return
         try:
-            self.rows.append(Row(number, record(), where))
+            row = FileRow(self.total, record(), place) if self.several else Row(number, record(), where)
+            self.rows.append(row)
         except RowError as bad:
             if not self.skip:
                 raise UserError(f"{place}: {bad.reason}", bad.fix) from None

@@ -88,6 +88,7 @@ def _read_files(place: Path, bad_rows: str, max_rows: int | None) -> Source:
         found = Collected(files[0].name, bad_rows, max_rows)
         return found.source(*_read_file(files[0], found))
     found = Collected(place.name if folder else str(place), bad_rows, max_rows)
+    found.several = True
     digests, kinds = hashlib.sha256(), list[str]()
     for file in files:
         found.file = file.relative_to(place).as_posix() if folder else str(file)

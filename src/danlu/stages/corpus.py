@@ -127,14 +127,16 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
         if not (folder / "tokenizer.json").is_file():
             folder = resolve(options.tokenizer, say).folder
         return Tokenizer.load(folder)
-    size = options.vocabulary or usual_size(sum(len(item.text.encode()) for item in items))
+    texts = [item.text for item in items]
+    # WordPiece knows no bytes: each character needs a token, and another where it goes on in a word.
+    least = 0 if causal else 5 + 2 * len(set().union(*texts))
+    size = options.vocabulary or max(least, usual_size(sum(len(text.encode()) for text in texts)))
     say(f"learning a tokenizer of {size:,} tokens from {len(items):,} documents")
-    return learn(
-        (item.text for item in items),
-        kind="bpe" if causal else "wordpiece",
-        size=size,
-        specials="decoder" if causal else "encoder",
-    )
+    try:
+        return learn(texts, kind="bpe" if causal else "wordpiece", size=size, say=say)
+    except UserError as error:
+        fix = "give a larger vocabulary=, or leave it out"
+        raise UserError(error.message.replace("size=", "vocabulary=", 1), fix) from None
 
 
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from danlu.data.tokenizer import Tokenizer
 from danlu.evaluation import metrics
 from danlu.evaluation.baselines import counted_tokens
 from danlu.evaluation.compare import compare
-from danlu.models.generate import Sampling, generate
+from danlu.models.generate import Sampling
 from danlu.serving.engine import Predictor, Writer
 from danlu.stages.load import Opened, open_final
 from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
@@ -66,6 +66,8 @@ class Measured:
     def report(self) -> dict[str, Any]:
         """Every figure; bits per byte only where the loss is of the whole text."""
         sizes = self.sizes if self.right is None else None
+        if not self.counts.sum():  # of a few short texts it may be that none is hidden
+            return {"rows": len(self.counts), "level": 0.95, "metrics": {}}
         found = metrics.language_report(self.sums, self.counts, sizes=sizes, right=self.right)
         return {**found, "primary": "bits_per_byte" if self.right is None else "token_accuracy"}
 
@@ -143,36 +145,34 @@ def baselines_of(prepared: Prepared, mine: Measured, say: Say) -> list[dict[str,
     return found
 
 
-def examples(opened: Opened, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Beginnings of held-out documents, how they really go on, and how the model does; or sentences with hidden words."""
-    if opened.task != "language-model":
-        chosen = [item for item in items if len(opened.tokenizer.encode(item.text)) >= 8][:SHOWN]
-        return [
-            {"input": text, "expected": word, "answer": filled["answer"], "right": filled["answer"] == word}
-            for text, word in (hidden(opened.tokenizer, item.text, opened.model.context) for item in chosen)
-            for filled in fill(opened, [text])
-        ]
-    found = []
-    for item in items[:SHOWN]:
-        ids = opened.tokenizer.encode(item.text, special=True)
-        cut = min(24, max(2, len(ids) // 2))
-        answer = write(opened, [ids[:cut]], Sampling(max_new_tokens=48, temperature=0.8, top_p=0.95), strip=False)[0]
-        asked, rest = (opened.tokenizer.decode(part, skip_special=True) for part in (ids[:cut], ids[cut : cut + 48]))
-        found.append({"input": asked, "expected": rest, "answer": answer.text, "right": answer.text == rest})
+def examples(opened: Opened, items: Sequence[Item], shown: int = SHOWN, beginning: int = 24) -> list[dict[str, Any]]:
+    """Beginnings of held-out documents, how they really go on, and how the model does; or sentences with a hidden token."""
+    tokenizer, context, found = opened.tokenizer, int(opened.model.context), list[dict[str, Any]]()
+    for place, item in enumerate(items[:shown]):
+        if opened.task == "language-model":
+            ids = tokenizer.encode(item.text, special=True)
+            cut = min(beginning, max(1, len(ids) // 2), context // 2)
+            sampling = Sampling(max_new_tokens=2 * beginning, temperature=0.8, top_p=0.95, seed=place)
+            answer = write(opened, [ids[:cut]], sampling, strip=False)[0].text
+            asked, rest = ids[:cut], ids[cut : cut + 2 * beginning]
+        else:
+            ids = tokenizer.encode(item.text)[: min(32, context // 2)]
+            if not ids:
+                continue
+            middle, around = len(ids) // 2, tokenizer.encode("", special=True)
+            mask = tokenizer.specials[tokenizer.named["mask_token"]]
+            asked, rest = [*ids[:middle], mask, *ids[middle + 1 :]], ids[middle : middle + 1]
+            answer = best(opened, [*around[:1], *asked, *around[1:]])[0][0]["token"]
+        read = (tokenizer.decode(asked, skip_special=opened.task == "language-model"), tokenizer.decode(rest, True))
+        found.append({"input": read[0], "expected": read[1], "answer": answer, "right": answer == read[1]})
     return found
-
-
-def hidden(tokenizer: Tokenizer, text: str, context: int) -> tuple[str, str]:
-    """The beginning of a text, half of what the model sees at most, with one token in its middle hidden; and that token."""
-    ids = tokenizer.encode(text)[: min(32, context // 2)]
-    place = len(ids) // 2
-    mask = tokenizer.specials[tokenizer.named["mask_token"]]
-    return tokenizer.decode([*ids[:place], mask, *ids[place + 1 :]]), tokenizer.decode(ids[place : place + 1])
 
 
 def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str, Any]:
     """Figures of a finished run on its own test documents, or on `data`."""
     opened, own = open_final(run), data is None
+    if own and text is not None:
+        raise UserError(f"text={text}, but no column of a file is read here", "leave it out, or give data=FILE")
     used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
     options = DataOptions(bad_rows=used["bad_rows"], text=None if own else text or used["text"])
     material = RunningText(options)
@@ -222,9 +222,11 @@ def predict(
     opened = open_final(run)
     given = [inputs] if isinstance(inputs, str) else inputs
     asked = list(given) if given is not None else inputs_of(opened, read(data), text)
-    wrong = next((each for each in asked if not isinstance(each, str)), None)
-    if wrong is not None or not asked:
-        raise UserError(f"found {wrong!r}, expected text" if asked else "nothing to answer", "give texts, or data=FILE")
+    if not asked:
+        raise UserError("nothing to answer", "give texts, or data=FILE")
+    for each in asked:
+        if not isinstance(each, str):
+            raise UserError(f"found {each!r}, expected text", "give texts, or data=FILE")
     if opened.task != "language-model":
         if settings:
             raise UserError(
@@ -236,31 +238,37 @@ def predict(
     return [{"input": i, "answer": each.text, "finish": each.finish} for i, each in zip(asked, written, strict=True)]
 
 
-@torch.inference_mode()
-def fill(opened: Opened, texts: Sequence[str], candidates: int = 5) -> list[dict[str, Any]]:
+def fill(opened: Opened, texts: Sequence[str]) -> list[dict[str, Any]]:
     """The likeliest tokens at each mask of each text, with their probabilities.
 
     Raises:
         UserError: a text without a mask, or longer than the model sees.
     """
-    tokenizer, found = opened.tokenizer, []
-    mask = tokenizer.named["mask_token"]
+    mask, found = opened.tokenizer.named["mask_token"], []
     for n, text in enumerate(texts, 1):
-        ids = torch.tensor(tokenizer.encode(text, special=True))
-        places = (ids == tokenizer.specials[mask]).nonzero()[:, 0]
-        if not len(places) or len(ids) > opened.model.context:
-            what = f"no {mask}" if not len(places) else f"{len(ids)} tokens, more than {opened.model.context}"
+        ids = opened.tokenizer.encode(text, special=True)
+        there = opened.tokenizer.specials[mask] in ids
+        if not there or len(ids) > opened.model.context:
+            what = f"no {mask}" if not there else f"{len(ids)} tokens, more than {opened.model.context}"
             raise UserError(f"text {n}: {what}", f"write {mask} where a word is to be found: 'a {mask} day'")
-        device = next(opened.model.parameters()).device
-        logits = opened.model.logits(opened.model(ids.to(device), (len(ids),))[places.to(device)])
-        chances, tokens = logits.float().softmax(-1).topk(candidates)
-        options = [
-            [{"token": tokenizer.decode([t]), "probability": round(float(p), 6)} for p, t in zip(*each, strict=True)]
-            for each in zip(chances.tolist(), tokens.tolist(), strict=True)
-        ]
-        best = " ".join(str(each[0]["token"]) for each in options)
-        found.append({"input": text, "answer": best, "finish": "stop", "candidates": options})
+        candidates = best(opened, ids)
+        answer = " ".join(str(each[0]["token"]) for each in candidates)
+        found.append({"input": text, "answer": answer, "finish": "stop", "candidates": candidates})
     return found
+
+
+@torch.inference_mode()
+def best(opened: Opened, ids: Sequence[int], candidates: int = 5) -> list[list[dict[str, Any]]]:
+    """For each mask in a text the likeliest tokens."""
+    tokenizer, device = opened.tokenizer, next(opened.model.parameters()).device
+    given = torch.tensor(ids)
+    places = (given == tokenizer.specials[tokenizer.named["mask_token"]]).nonzero()[:, 0].to(device)
+    logits = opened.model.logits(opened.model(given.to(device), (len(ids),))[places])
+    chances, tokens = (each.tolist() for each in logits.float().softmax(-1).topk(candidates))
+    return [
+        [{"token": tokenizer.decode([t]), "probability": round(p, 6)} for p, t in zip(*each, strict=True)]
+        for each in zip(chances, tokens, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- while it learns
@@ -281,24 +289,12 @@ class Continuations:
         if state.step % self.every and state.step != self.until:
             return
         items = (self.prepared.items["validation"] or self.prepared.items["train"])[:3]
-        tokenizer: Tokenizer = self.prepared.processor
-        training, found = self.model.training, []
+        training = self.model.training
         self.model.eval()
         with averaged(state.task.learners()):
-            opened = Opened(Run(self.run), self.model, tokenizer, self.prepared.task, (), state.precision, 0)
-            for item in items:
-                ids = tokenizer.encode(item.text, special=True)
-                if self.prepared.task == "language-model":
-                    cut = min(12, max(1, len(ids) // 2), self.model.context // 2)
-                    sampling = Sampling(max_new_tokens=32, temperature=0.8, top_p=0.95)
-                    (made,) = generate(self.model, [ids[:cut]], sampling, tokenizer.ends)
-                    asked, answer = (tokenizer.decode(part, skip_special=True) for part in (ids[:cut], made.tokens))
-                elif len(ids) > 4:
-                    asked, _ = hidden(tokenizer, item.text, self.model.context)
-                    answer = fill(opened, [asked])[0]["answer"]
-                else:
-                    continue
-                found.append({"input": asked, "answer": answer})
+            run, tokenizer = Run(self.run), self.prepared.processor
+            opened = Opened(run, self.model, tokenizer, self.prepared.task, (), state.precision, 0)
+            found = examples(opened, items, beginning=12)
         self.model.train(training)
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)

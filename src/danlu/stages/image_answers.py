@@ -14,8 +14,9 @@ import torch
 
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
-from danlu.data.images import FileRow, Pictures, read_images
+from danlu.data.images import Pictures, read_images
 from danlu.data.processor import Processor
+from danlu.data.rows import FileRow
 from danlu.evaluation import baselines, metrics
 from danlu.evaluation.classification import beside, right_and_wrong
 from danlu.evaluation.compare import compare

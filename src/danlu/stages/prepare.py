@@ -325,7 +325,7 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
             "licence": base.licence,
             "hub": MODELS.get(base.name).hub if base.kind == "catalogue" else base.name if base.kind == "hub" else None,
             "kind": base.kind,
-            "folder": str(base.folder),
+            "folder": str(base.folder) if base.sha256 else None,
             **({"adapter_on": adapter["danlu_base"]} if adapter and "danlu_base" in adapter else {}),
             **({"run": run.path.resolve().name, "lineage": run.read("run.json")["lineage"]} if run else {}),
         },

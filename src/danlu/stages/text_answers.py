@@ -65,9 +65,9 @@ def predict(
                 f"{', '.join(settings)}: settings of generation, but this run sorts texts into classes",
                 "leave them out",
             )
-        wrong = next((each for each in asked if not isinstance(each, str)), None)
-        if wrong is not None:
-            raise UserError(f"found {wrong!r}, expected text", "this run sorts texts into classes")
+        for each in asked:
+            if not isinstance(each, str):
+                raise UserError(f"found {each!r}, expected text", "this run sorts texts into classes")
         return Classifier(opened)(asked)
     conversations = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in asked]
     written = write(opened, [prompt(opened, conversation) for conversation in conversations], Sampling(**settings))

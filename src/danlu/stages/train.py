@@ -152,7 +152,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
         if "kept_rows_sha256" in facts:
             used["data"] = Setting(str(kept_rows(run)), KEPT)
             old["data"] = facts["kept_rows_sha256"]
-        if used["tokenizer"].value is None and (run.path / "start" / "tokenizer.json").is_file():
+        if used.get("tokenizer", Setting(None, "")).value is None and (run.path / "start" / "tokenizer.json").is_file():
             used["tokenizer"] = Setting(str(run.path / "start"), KEPT)  # learned once, whatever learns tokenizers later
         if longer and asked is not None:
             used |= {"steps": asked.settings["steps"], "epochs": Setting(None, "steps were raised")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
-from danlu.core.types import CLASSIFIERS, CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
+from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TaskOptions:
     )
     answer_tokens: int = option(128, "longest such answer in tokens", low=1, tasks=("chat",))
     baselines: bool = option(
-        True, "honest baselines on the same split", tasks=(*CLASSIFIERS, *CORPUS_TASKS, "autoencoder")
+        True, "honest baselines on the same split", tasks=(*CLASSIFIERS, "language-model", "autoencoder")
     )
     augment: tuple[str, ...] = option(
         (), "changes to training images: crop, flip, rotate, colour, erase", tasks=("image-classification",)
