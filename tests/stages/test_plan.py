@@ -33,7 +33,7 @@ def test_the_time_is_that_of_every_part_and_within_the_hours(hours):
     inside, rest = scaling.parameters(config)
     update = scaling.muon_flops(config) / RATE + (inside + rest) * 1e-9
     looked = min(2e5, found.tokens / 40)
-    naive = (found.tokens + 8 * looked / 3) * (layers + head) / RATE + found.steps * update
+    naive = (found.tokens + 8 * looked / 3) * (layers + head) / RATE + found.steps * update + 8 * plan.LOOK_SECONDS
     assert found.seconds == pytest.approx(naive, rel=1e-4)
     assert found.tokens == found.steps * found.batch and found.tokens <= 40 * 3e6 + found.batch
     if found.tokens < 39 * 3e6:
@@ -133,16 +133,16 @@ def test_bad_input_is_one_clear_error(danlu, measured, words, said):
 
 def test_a_training_with_hours_is_what_was_planned(danlu, measured, tmp_path):
     """depth, steps, batch and learning rate of the run are those of the plan on the same text, and the plan's reason is told."""
-    planned = danlu("plan", f"data={TEXT}", "hours=0.001", "max_rows=300", *SET, "--json")
+    planned = danlu("plan", f"data={TEXT}", "hours=0.004", "max_rows=300", *SET, "--json")
     assert planned.code == 0, planned.err
     found = planned.json["plan"]
-    run = danlu("pretrain", "gpt", f"data={TEXT}", "hours=0.001", "max_rows=300", *SET, "baselines=false", "out=r")
+    run = danlu("pretrain", "gpt", f"data={TEXT}", "hours=0.004", "max_rows=300", *SET, "baselines=false", "out=r")
     assert run.code == 0, run.err
     used = json.loads((tmp_path / "r" / "experiment.json").read_text("utf-8"))["used"]
     assert (used["depth"]["value"], used["steps"]["value"]) == (found["depth"], found["steps"])
     assert used["batch_size"]["value"] * used["max_tokens"]["value"] == found["batch"]
     assert used["learning_rate"]["value"] == found["learning_rate"]
-    assert "danlu plan" in used["depth"]["origin"] and "0.001 hours" in used["steps"]["origin"]
+    assert "danlu plan" in used["depth"]["origin"] and "0.004 hours" in used["steps"]["origin"]
     assert danlu("resume", "r").code == 0
 
 

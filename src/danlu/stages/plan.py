@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,15 @@ from danlu.models import decoder, encoder, scaling
 from danlu.stages.prepare import Open, Say, number, prepare
 from danlu.tasks.language import Language
 from danlu.tasks.masked import Masked
-from danlu.training.optimizer import orthogonalised
+from danlu.training.optimizer import Muon
 
 
-LENGTH, ROWS = 128, 4096
-"""Of the calibration: tokens in a document, rows of the larger embedding."""
+LENGTHS, ROWS = (50, 200, 90, 172), 4096
+"""Of the calibration: tokens in its documents, over and over; rows of the larger embedding."""
 LOOKS = 8
 """Validations in a training (`prepare.Open.length`); each goes forward only, a third of the work."""
+LOOK_SECONDS = 1.2
+"""What writing samples, a checkpoint and the page takes at each."""
 HELD = 1 / 40
 """The most of the trained tokens that one validation of a planned training reads: all of them together are a fifteenth of the time."""
 IN_TIME = 0.95
@@ -110,7 +111,7 @@ def speed(kind: str, precision: str, threads: int, say: Say, fresh: bool = False
 def kept_at(kind: str, precision: str, threads: int) -> Path:
     """Where the speed of this machine is kept: another processor, GPU, torch or number of threads has another place."""
     found = device.machine(gpus=True)
-    named = (2, kind, precision, threads, torch.__version__, found.cpu, found.cores, [gpu.name for gpu in found.gpus])
+    named = (3, kind, precision, threads, torch.__version__, found.cpu, found.cores, [gpu.name for gpu in found.gpus])
     return cache_folder() / "speed" / f"{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
 
 
@@ -126,7 +127,8 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
         say(f"measuring the speed of this machine: {width} wide")
         tokens = 2**18 // width
         ids = torch.arange(tokens) * 31 % 64
-        batch = Documents(ids, (LENGTH,) * (tokens // LENGTH), ids.roll(-1), tuple(range(tokens // LENGTH)))
+        lengths = LENGTHS * (tokens // sum(LENGTHS))
+        batch = Documents(ids, lengths, ids.roll(-1), tuple(range(len(lengths))))
         taken, works = [], []
         for rows in (64, ROWS):
             config = config_of(kind, width // 64, rows, 512) | {"num_hidden_layers": 2}
@@ -142,23 +144,30 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
                 torch.autograd.grad(losses, weights, allow_unused=True)
 
             taken.append(best(learn))
-            works.append(scaling.flops(config, LENGTH))
+            works.append(scaling.flops(config, sum(each**2 for each in lengths) / tokens))
         layers[width] = works[0][0] * tokens / taken[0]
         head, spent = (works[1][1] - works[0][1]) * tokens, taken[1] - taken[0]
         # a difference of two measurements: noise must not make the head faster than twice the layers
         heads[width] = head / max(spent, head / (2 * layers[width]))
-        matrix = torch.randn(4 * width, width, device=place)
-        work = 5 * (16 + 2) * width**3
-        muon[width] = work / best(partial(orthogonalised, matrix))
+        one = config | {"num_hidden_layers": 1}
+        matrices = [torch.nn.Parameter(torch.randn(shape, device=place)) for shape in scaling.matrices(one)]
+        update = Muon([{"params": matrices, "muon_momentum": 0.95}], lr=1e-6)
+
+        def step(matrices: list[Any] = matrices, update: Muon = update) -> None:
+            for matrix in matrices:
+                matrix.grad = matrix.detach()
+            update.step()
+
+        muon[width] = scaling.muon_flops(one) / best(step)
     weight = torch.nn.Parameter(torch.zeros(2**22, device=place))
     weight.grad = torch.zeros_like(weight)
     adam = torch.optim.AdamW([weight], fused=True)
 
-    def step() -> None:
+    def clipped() -> None:
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         adam.step()
 
-    return Speed(layers, heads, muon, parameter_seconds=best(step) / weight.numel())
+    return Speed(layers, heads, muon, parameter_seconds=best(clipped) / weight.numel())
 
 
 def best(run: Callable[[], object], seconds: float = 0.6) -> float:
@@ -267,7 +276,7 @@ def choose(given: Given, machine: Speed) -> Plan:
     if given.hours is None:
         fed = scaling.deepest(scaling.PASSES * given.different) if given.depth is None else given.depth
         return max((each for each in fitting if each.depth <= fed), key=lambda each: each.depth)
-    in_time = [each for each in fitting if each.seconds <= given.hours * 3600]
+    in_time = [each for each in fitting if each.seconds <= given.hours * 3600 + LOOKS * LOOK_SECONDS]
     if not in_time:
         raise UserError(
             f"hours={given.hours:g}: one update at depth={fitting[0].depth} takes {fitting[0].seconds / 3600:.2g}",
@@ -291,7 +300,10 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
 
     def in_time(size: int) -> float:
         """Tokens that fit into the hours, validations and all, at so many an update."""
-        room, each = (given.hours or 0) * 3600 * IN_TIME, token + update / (size * given.filled)
+        room, each = (
+            max(0.0, (given.hours or 0) * 3600 * IN_TIME - LOOKS * LOOK_SECONDS),
+            token + update / (size * given.filled),
+        )
         few = room / (each + LOOKS * HELD * token / 3)
         return few if few * HELD <= given.held else (room - LOOKS * given.held * token / 3) / each
 
@@ -321,7 +333,7 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         passes=None if given.different == math.inf else tokens / given.different,
         worth=effective,
         held=math.ceil(looked_at(tokens)),
-        seconds=tokens * token + steps * update + LOOKS * looked_at(tokens) * token / 3,
+        seconds=tokens * token + steps * update + LOOKS * (looked_at(tokens) * token / 3 + LOOK_SECONDS),
         memory_bytes=int(
             PROGRAM + scaling.memory(config, min(size, max(given.micro_batch, given.context)), given.muon)
         ),
