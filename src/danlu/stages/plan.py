@@ -44,7 +44,7 @@ IN_TIME = 0.95
 """Share of `hours` that is planned, so that the schedule of the learning rate comes to its end before the limit."""
 WORTHLESS = 40
 """Passes over a text after which another teaches nothing (Muennighoff et al. 2023): a plan ends there, even before its hours do."""
-PROGRAM = 0.55e9
+PROGRAM = 0.53e9
 """Bytes of Python, torch and what the stages import, before there is a network."""
 GPU, GPU_FLOPS, GPU_SHARE, GPU_MEMORY = "H100", 989e12, 0.4, 80e9
 """NVIDIA's data sheet of the H100 SXM, bfloat16 without sparsity; the share of it that Llama 3 reached on such (38 to 43 %, Dubey et al. 2024)."""
