@@ -67,6 +67,7 @@ CLASSES = {
 """`model_type` -> what transformers' classes of our own architectures are called."""
 
 HEAD = re.compile(r"^(score|classifier)\.|^bert\.pooler\.")
+MASKS = re.compile(r"^(cls\.predictions|lm_head)\.")
 LAST = re.compile(r"^(score|logits_proj|(classifier|classification_head)(\.out_proj)?)\.(weight|bias)$")
 COMPUTED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.(position|token_type)_ids)$")
 OTHER_TASK = {
@@ -448,13 +449,15 @@ def load(
     dropout: float | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    new_head: bool = False,
     log: Log = print,
 ) -> nn.Module:
     """The network in `folder`, a Backbone: our own where we have the architecture, transformers' otherwise.
 
     task: "language" or "classification". labels: of a classifier, in the order of its outputs; None takes the folder's. A head for
     other labels than the folder's is drawn anew from normal(0, initializer_range) by `seed`, and `log` says so.
-    dropout: None takes the folder's. dtype: of the parameters, float32 by default.
+    new_head: an encoder without a head for masked language modelling is given one. dropout: None takes the folder's. dtype: of the
+    parameters, float32 by default.
 
     Raises:
         UserError: a weight is missing, unknown or of another shape (all named), a file is damaged, or the task has no head here.
@@ -486,6 +489,8 @@ def load(
     state, extra = read_weights(weight_files(folder), rename, wanted, skip, dtype)
     missing = set(wanted) - set(state)
     fresh = {name for name in missing if task == "classification" and labels is not None and HEAD.search(name)}
+    if new_head and own is encoder.Encoder:
+        fresh |= {name for name in missing if MASKS.search(name)}
     others = {name for name in extra if OTHER_TASK[task].search(name) and name not in skip}
     tied = {name for name in extra if config.get("tie_word_embeddings", own is encoder.Encoder) and TIED.search(name)}
     unknown = {name for name in extra - others - tied - skip if not COMPUTED.search(name)}
@@ -592,7 +597,9 @@ def _draw(
     drawn = {}
     for name in sorted(names):
         drawn[name] = torch.zeros(shapes[name], dtype=dtype)
-        if not name.endswith("bias"):
+        if name.endswith("weight") and len(shapes[name]) == 1:  # of a norm
+            drawn[name].fill_(1.0)
+        elif not name.endswith("bias"):
             drawn[name].copy_(torch.randn(shapes[name], generator=generator) * deviation)
     return drawn
 

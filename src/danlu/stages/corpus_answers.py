@@ -106,9 +106,12 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
         result["baselines"] = baselines_of(prepared, mine, say)
     if prepared.base.kind != "random":
         say("measuring the model it started from on the same documents")
-        with untouched(opened, prepared) as before:
-            theirs = measured(before, items, share)
-        result["before"] = theirs.report() | {"comparison": beside(theirs, mine, "the model it started from")}
+        try:
+            with untouched(opened, prepared) as before:
+                theirs = measured(before, items, share)
+            result["before"] = theirs.report() | {"comparison": beside(theirs, mine, "the model it started from")}
+        except UserError as error:  # an encoder that was never made to fill in masks
+            say(f"it cannot be measured: {error.message}")
     result["examples"] = examples(opened, items)
     return result
 

@@ -150,6 +150,7 @@ def open_weights(
     dropout: float | None = None,
     seed: int = 0,
     merged: bool = True,
+    new_head: bool = False,
     say: Callable[[str], None] = print,
 ) -> Any:
     """The network on its device; an adapter is put on and, if `merged`, added into the weights."""
@@ -161,7 +162,7 @@ def open_weights(
     kind = "classification" if task in CLASSIFIERS else "language"
     quiet = (lambda _: None) if weights.adapter is not None else say
     with reading(weights.folder):
-        model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, log=quiet)
+        model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, new_head=new_head, log=quiet)
     if weights.adapter is not None:
         with reading(weights.adapter):
             adapter.load(model, weights.adapter)

@@ -295,7 +295,9 @@ def network(prepared: Prepared, say: Say) -> Any:
     """The network of an experiment on its device: random weights by seed, or learned ones with a new head where the labels are new."""
     options, seed, labels = prepared.experiment.model, prepared.experiment.training.seed, prepared.labels or None
     if prepared.config is None:
-        return open_weights(prepared.weights, prepared.task, labels, dropout=options.dropout, seed=seed, say=say)
+        return open_weights(
+            prepared.weights, prepared.task, labels, dropout=options.dropout, seed=seed, new_head=True, say=say
+        )
     own: Any = decoder.Decoder if decoder.supports(prepared.config) else encoder.Encoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
