@@ -134,7 +134,7 @@ def expectation(expected: dict[str, float], steps: int, validate_every: int) -> 
     line = (
         f"expected: {expected['seconds_per_step']:.2f} s a step at {expected[f'{unit}_per_second']:,.0f} {unit}/s, "
         f"{clock(training)} for {steps} steps, {clock(training + checks)} with validation and test "
-        f"(without answers in words and baselines); memory about {expected['memory_bytes'] / 1e9:.1f} GB of "
+        f"(without answers in words, baselines and comparisons); memory about {expected['memory_bytes'] / 1e9:.1f} GB of "
         f"{machine.memory_total / 1e9:.0f}, disk {expected['disk_bytes'] / 1e9:.2f} GB of {machine.here_free / 1e9:.0f} free "
         f"({expected['trained_parameters'] / 1e6:.2f} M weights trained)"
     )

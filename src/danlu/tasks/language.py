@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from danlu.core.types import Documents, Learner
 from danlu.data.loader import IGNORED
 from danlu.models.cross_entropy import token_losses
-from danlu.tasks.network import NetworkTask
+from danlu.tasks.network import NetworkTask, by_document
 
 
 FEW = 8
@@ -53,12 +53,7 @@ class Language(NetworkTask):
             losses = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)
         else:
             losses = token_losses(rows, weight, wanted, smoothing)
-        document = torch.arange(len(batch.lengths), device=device).repeat_interleave(
-            torch.tensor(batch.lengths, device=device), output_size=len(targets)
-        )
-        return torch.zeros(len(batch.lengths), dtype=losses.dtype, device=device).index_add(
-            0, document[taught], losses[: len(taught)]
-        )
+        return by_document(losses[: len(taught)], taught, batch.lengths)
 
     def measures(self, batch: Documents) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Validation: name -> (sum, count) of each document, without label smoothing."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from danlu.core.types import Batch, Documents, Learner
 from danlu.data.loader import IGNORED
-from danlu.tasks.network import NetworkTask
+from danlu.tasks.network import NetworkTask, by_document
 
 
 class Masked(NetworkTask):
@@ -74,10 +74,3 @@ class Masked(NetworkTask):
         counts = by_document(torch.ones(len(asked)), asked, batch.lengths)
         found = {"loss": losses.cpu(), "accuracy": right.float().cpu()}
         return {name: (by_document(each, asked, batch.lengths), counts) for name, each in found.items()}
-
-
-def by_document(values: torch.Tensor, places: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-    """Sum of the values at these places of the joined documents, [documents]."""
-    sizes = torch.tensor(lengths)
-    owner = torch.arange(len(lengths)).repeat_interleave(sizes)[places].to(values.device)
-    return torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, owner, values)

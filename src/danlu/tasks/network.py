@@ -43,3 +43,11 @@ class NetworkTask:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.model.load_state_dict(state, strict=False)
+
+
+def by_document(values: torch.Tensor, places: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+    """Sums of the values at these places of the joined documents: [documents]."""
+    sizes = torch.tensor(lengths, device=places.device)
+    owner = torch.arange(len(lengths), device=places.device).repeat_interleave(sizes, output_size=sum(lengths))
+    sums = torch.zeros(len(lengths), dtype=values.dtype, device=values.device)
+    return sums.index_add(0, owner[places].to(values.device), values)
