@@ -211,11 +211,7 @@ class Filler:
         self.opened = opened
 
     def __call__(self, inputs: Sequence[str], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-        found = []
-        for each in inputs:
-            still()
-            found += fill(self.opened, [each])
-        return found
+        return fill(self.opened, inputs, still)
 
 
 def predict(
@@ -241,7 +237,7 @@ def predict(
     return [{"input": i, "answer": each.text, "finish": each.finish} for i, each in zip(asked, written, strict=True)]
 
 
-def fill(opened: Opened, texts: Sequence[str]) -> list[dict[str, Any]]:
+def fill(opened: Opened, texts: Sequence[str], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """The likeliest tokens at each mask of each text, with their probabilities.
 
     Raises:
@@ -249,6 +245,7 @@ def fill(opened: Opened, texts: Sequence[str]) -> list[dict[str, Any]]:
     """
     mask, found = opened.tokenizer.named["mask_token"], []
     for n, text in enumerate(texts, 1):
+        still()
         ids = opened.tokenizer.encode(text, special=True)
         there = opened.tokenizer.specials[mask] in ids
         if not there or len(ids) > opened.model.context:
