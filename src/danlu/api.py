@@ -48,10 +48,11 @@ class Run:
 
         return write(self.path)
 
-    def resume(self) -> Run:
+    def resume(self, network: Any = None) -> Run:
+        """Go on where it stopped. network: the code of a person's own network."""
         from danlu.stages.train import go_on
 
-        go_on(self.on_disk, None, print)
+        go_on(self.on_disk, None, print, network=network)
         return self
 
     def merge(self, out: str | Path | None = None) -> Run:

@@ -88,6 +88,7 @@ def finetune(call: Call) -> None:
 
 
 def finished(call: Call, run: Any) -> None:
+    from danlu.models.options import CODE
     from danlu.stages.inspect import one_run
 
     def next_step(found: dict[str, Any]) -> str:
@@ -99,6 +100,8 @@ def finished(call: Call, run: Any) -> None:
             "gan": "predict {} out=new.png",
         }
         way = "danlu " + ways.get(found["task"], "predict {} IMAGE").format(found["run"])
+        given = (call.settings.get(key, "") for key in ("network", "model", "init"))  # never what the run says
+        way += next((f" network={code}" for code in given if CODE.fullmatch(code)), "")
         return f"run: {found['run']}  (try it: {way})"
 
     call.output(one_run(run), next_step)
@@ -156,20 +159,20 @@ def plan(call: Call) -> None:
 def resume(call: Call) -> None:
     from danlu.stages.train import go_on
 
-    if call.settings:
+    if settings := call.settings.keys() - {"network"}:
         raise UserError(
-            f"resume takes no settings, found {' '.join(call.settings)}",
+            f"resume takes no settings, found {' '.join(sorted(settings))}",
             "a run goes on as it began; to train longer, give the finetune command again with more steps= and its out=",
         )
     run = call.run("danlu resume RUN")
-    finished(call, go_on(run, None, print))
+    finished(call, go_on(run, None, print, network=call.settings.get("network")))
 
 
 def evaluate(call: Call) -> None:
     from danlu.stages.evaluate import evaluate as stage
     from danlu.stages.evaluate import summary
 
-    keys = call.take(data=str, answers=int, text=str, label=str)
+    keys = call.take(data=str, answers=int, text=str, label=str, network=str)
     result = stage(call.run("danlu evaluate RUN [data=FILE]"), **keys)
     call.output(result, lambda found: "\n".join(summary(found)))
 
@@ -187,7 +190,7 @@ SAMPLING = {
 def predict(call: Call) -> None:
     from danlu.stages.predict import predict as stage
 
-    keys = call.take(data=str, text=str, out=str, count=int, **SAMPLING)
+    keys = call.take(data=str, text=str, out=str, count=int, network=str, **SAMPLING)
     run = call.run("danlu predict RUN 'a text' | data=FILE")
     data = keys.pop("data", None)
     if (data is None) == (len(call.words) < 2) and run.read("run.json")["task"] != "gan":
@@ -215,7 +218,7 @@ def serve(call: Call) -> None:
     from danlu.stages.serve import serve as stage
 
     limits = {"queue": int, "max_body_mb": float, "max_inputs": int, "request_seconds": int, "grace_seconds": int}
-    keys = call.take(host=str, port=int, key=str, **limits)
+    keys = call.take(host=str, port=int, key=str, network=str, **limits)
     run = call.run("danlu serve RUN [port=N]")
 
     def ready(found: dict[str, Any]) -> None:
@@ -328,7 +331,7 @@ COMMANDS = {
         "the size of a language model for the time, memory and text there are; or the time for a size",
         plan,
     ),
-    "resume": Command("RUN", "go on where a run stopped, bit for bit", resume),
+    "resume": Command("RUN [network=module:object]", "go on where a run stopped, bit for bit", resume),
     "evaluate": Command(
         "RUN [data=FILE [text=COLUMN label=COLUMN]] [answers=N]", "figures with intervals on held-out rows", evaluate
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError, nearest
 from danlu.data.options import DataOptions
-from danlu.models.options import ModelOptions
+from danlu.models.options import CODE, ModelOptions
 from danlu.tasks.options import TaskOptions
 from danlu.training.options import TrainingOptions
 
@@ -39,12 +40,14 @@ class Asked:
     """What a person asked for, before anything is derived.
 
     settings: every key that was set, with its origin. recipe: the recipe it started from. extra: keys that are about this
-    call, not about the experiment, as the caller named them (`out`).
+    call, not about the experiment, as the caller named them (`out`). network: the code of a person's own network, `module:object` or
+    what that means; of this very call, never of a file or a run.
     """
 
     recipe: str
     settings: dict[str, Setting]
     extra: dict[str, Any] = field(default_factory=dict)
+    network: Any = None
 
     @property
     def experiment(self) -> Experiment:
@@ -92,14 +95,24 @@ def ask(
             "no recipe and no YAML file", "for example `danlu finetune chat data=my.jsonl`, see `danlu recipes`"
         )
     settings, overrides = spelled_out(settings), spelled_out(overrides)
+    network = overrides.pop("network", None)
+    if callable(model := overrides.get("model")):
+        named = f"{model.__module__}:{getattr(model, '__qualname__', type(model).__name__)}"
+        network, overrides["model"] = model, re.sub(r"[^\w.:]", "", named)
+    elif isinstance(model, str) and CODE.fullmatch(model):
+        if network not in (None, model):
+            raise UserError(f"model={model} and network={network} name two codes", "keep one of them")
+        network = model
     base = changes(recipes(recipe)())
     settings = {key: Setting(value, f"recipe {recipe}") for key, value in base.items()} | settings
     settings |= {key: Setting(value, origin) for key, value in overrides.items()}
     for key in extra:
         if key in settings:
             kept[key] = settings.pop(key).value
-    asked = Asked(recipe, settings, kept)
+    asked = Asked(recipe, settings, kept, network)
     check_read(asked)
+    if network is not None and (task := asked.experiment.task.task) != "image-classification":
+        raise UserError(f"a network of your own does not learn {task}", "it classifies images: image-classification")
     return asked
 
 

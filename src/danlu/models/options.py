@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from danlu.core.config import option
 from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
+
+
+CODE = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
+"""How a person's own network is named: `module:object`."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class ModelOptions:
     model: str = option(
         "smollm2-135m",
         "a catalogue name (`danlu models`), a folder, a hub name, an earlier run or one of its checkpoints; "
-        "or an architecture with random weights: gpt, bert, mlp, vgg11, resnet18, vit. Also written init=",
+        "or an architecture with random weights: gpt, bert, mlp, vgg11, resnet18, vit, module:object for your own. Also written init=",
     )
     initialise: str | None = option(
         None,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from danlu.core.device import machine
 from danlu.core.errors import UserError, nearest, reading
 from danlu.models.blocks import count_labels
+from danlu.models.options import CODE
 from danlu.models.pretrained import (
     DROPOUTS,
     Log,
@@ -72,7 +73,8 @@ def describe(
     Raises:
         UserError: no architecture has that name, it does not read one of the choices, or the images are too small.
     """
-    if name not in ARCHITECTURES:
+    own = CODE.fullmatch(name) is not None
+    if name not in ARCHITECTURES and not own:
         raise UserError(f"model={name}: no such architecture", nearest(name, ARCHITECTURES))
     if size < SMALLEST:
         raise UserError(f"images of {size} pixels a side, expected at least {SMALLEST}", f"set image_size={SMALLEST}")
@@ -86,7 +88,9 @@ def describe(
         fix = "leave it out" + (", or set convolutional=no" if name == "autoencoder" else "")
         raise UserError(f"{', '.join(unread)}: {what} does not read it", fix)
     config: dict[str, Any] = {"num_channels": channels, "image_size": size}
-    if name == "mlp":
+    if own:
+        config |= {"model_type": OWN[-1], "code": name}
+    elif name == "mlp":
         config |= {"model_type": "danlu_mlp", "hidden_sizes": list(hidden or (128,)), "activation": activation}
         config |= {"dropout": 0.0}
     elif name == "autoencoder":
@@ -278,25 +282,32 @@ class Transformers(Network):
 
 # ---------------------------------------------------------------------------------------------- from and to a description
 
-OWN = ("danlu_mlp", "vgg", "danlu_autoencoder", "danlu_gan")
-"""What is not transformers'."""
+OWN = ("danlu_mlp", "vgg", "danlu_autoencoder", "danlu_gan", "danlu_own")
+"""What is not transformers'; the last is a person's own network, of `models/own.py`."""
 TRAINING_BYTES = 16
 """A parameter's weight, gradient and Adam's two moments in float32."""
 LEFT_OUT = re.compile(r"^(decoder|generator|discriminator\.score)\.|(^|\.)(pooler\.|mask_token$)")
 """Weights of what was learned before that a classifier has no use for."""
 
 
-def from_config(config: Mapping[str, Any], labels: Sequence[str] | None = None, seed: int = 0) -> Network:
+def from_config(
+    config: Mapping[str, Any], labels: Sequence[str] | None = None, seed: int = 0, network: Any = None
+) -> Network:
     """The network of a config.json with weights that depend on the seed alone; in training mode.
 
     Ours are drawn by `initialise` and, for images, as `models/generative.py` says; ResNet by transformers as He et al. 2015 (normal,
     2 / outputs), ViT as Dosovitskiy et al. 2021 (normal, 0.02). labels: None takes the config's; an autoencoder or a pair with labels is
-    its encoder or its discriminator, with a head. Heads: see `draw_head`.
+    its encoder or its discriminator, with a head. Heads: see `draw_head`. network: the code of a person's own.
 
     Raises:
         UserError: to train it takes more memory than the machine has; known before anything is allocated.
     """
     config = dict(config) | (label_keys(labels) if labels else {})
+    if config.get("model_type") == OWN[-1]:
+        from danlu.models import own
+
+        return own.make(config, network, seed).train()
+    needless(network, config)
     with torch.device("meta"):
         needed = sum(parameter.numel() for parameter in _build(config).parameters())
     if needed > (most := (memory := machine().memory_total) // TRAINING_BYTES):
@@ -306,17 +317,27 @@ def from_config(config: Mapping[str, Any], labels: Sequence[str] | None = None, 
             f"at most {most:,} parameters fit: a smaller architecture, or smaller hidden=, code= or image_size=",
         )
     with _seeded(seed):
-        network = _build(config)
-    if network.head is not None:
-        draw_head(network, seed)
-    return network.train()
+        made = _build(config)
+    if made.head is not None:
+        draw_head(made, seed)
+    return made.train()
+
+
+def needless(network: Any, config: Mapping[str, Any]) -> None:
+    """Code of a person's own network, given for one that is not.
+
+    Raises:
+        UserError: it would not be looked at.
+    """
+    if network is not None:
+        raise UserError(f"network={network}, but the network is a {config.get('model_type')}", "leave it out")
 
 
 def _build(config: Mapping[str, Any]) -> Network:
     from danlu.models.generative import Autoencoder, Gan
 
-    kinds: dict[str, type[Network]] = dict(zip(OWN, (Perceptron, VGG, Autoencoder, Gan), strict=True))
-    if config.get("model_type") in OWN:
+    kinds: dict[str, type[Network]] = dict(zip(OWN, (Perceptron, VGG, Autoencoder, Gan), strict=False))
+    if config.get("model_type") in kinds:
         return kinds[config["model_type"]](config)
     from transformers import AutoModelForImageClassification
 
@@ -349,11 +370,13 @@ def load(
     dropout: float | None = None,
     seed: int = 0,
     log: Log = print,
+    network: Any = None,
 ) -> Network:
     """The network in `folder`, float32, in training mode; safetensors only, and no code but ours and transformers'.
 
     labels: in the order of the outputs; None or none takes the folder's. For other labels than the folder's, or with `new_head`, the
     head is drawn anew by `seed`, and `log` says so. Of an autoencoder this gives the encoder, of an adversarial pair the discriminator.
+    network: the code of a person's own, without which such a folder is not opened.
 
     Raises:
         UserError: a weight is missing, unknown or of another shape (all named), a file is damaged, or it is no image classifier.
@@ -367,21 +390,26 @@ def load(
         wanted_labels = list(labels) if labels else old
         fresh = wanted_labels is not None and (new_head or wanted_labels != old)
         config |= label_keys(wanted_labels) if wanted_labels is not None else {}
+        if config.get("model_type") == OWN[-1]:
+            from danlu.models import own
+
+            return own.load(folder, _with_dropout(config, dropout), network, seed, fresh, log).train()
+        needless(network, config)
         if config.get("model_type") in OWN:
-            network, missing, unknown = _own(files, _with_dropout(config, dropout), fresh)
+            found, missing, unknown = _own(files, _with_dropout(config, dropout), fresh)
         else:
             settings = _settings(_with_dropout(_settings(config).to_dict(), dropout))
-            network, missing, unknown = _through_transformers(folder, settings, fresh, seed)
-    head = _head(network) if fresh else set()
-    useless = {name for name in unknown if network.head is not None and LEFT_OUT.search(name)}
+            found, missing, unknown = _through_transformers(folder, settings, fresh, seed)
+    head = _head(found) if fresh else set()
+    useless = {name for name in unknown if found.head is not None and LEFT_OUT.search(name)}
     if missing - head or unknown - head - useless:
         raise misfit(folder, missing - head, unknown - head - useless, "classification")
     if useless:
         log(f"weights that this task has no use for, not taken over: {some(useless)}")
     if fresh:
-        draw_head(network, seed)
+        draw_head(found, seed)
         log(f"new head: {some(head)}, uniform between ±1 / sqrt(width)")
-    return network.train()
+    return found.train()
 
 
 def _settings(config: Mapping[str, Any]) -> Any:

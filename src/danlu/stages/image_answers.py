@@ -69,8 +69,8 @@ class Opened:
         ]
 
 
-def answering(run: Run) -> Opened:
-    """The final network of a run, which is what the service asks too.
+def answering(run: Run, network: Any = None) -> Opened:
+    """The final network of a run, which is what the service asks too. network: the code of a person's own.
 
     Raises:
         UserError: the run has none yet, or it has changed since it was written.
@@ -80,7 +80,7 @@ def answering(run: Run) -> Opened:
     torch.set_num_threads(int(used["threads"]["value"] or 1))
     labels = tuple(facts.get("labels") or ())
     with reading(run.model):
-        model = vision.load(run.model, log=lambda _: None)
+        model = vision.load(run.model, log=lambda _: None, network=network)
         processor = Processor.load(run.model)
     if (found := tuple(labels_of(model.config) or ())) != labels:
         raise UserError(
@@ -116,7 +116,13 @@ def squares(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: 
 
 
 def predict(
-    run: Run, inputs: Sequence[Any] | None, data: Any = None, out: str | None = None, count: int = 64, seed: int = 0
+    run: Run,
+    inputs: Sequence[Any] | None,
+    data: Any = None,
+    out: str | None = None,
+    count: int = 64,
+    seed: int = 0,
+    network: Any = None,
 ) -> list[dict[str, Any]]:
     """Answers for images. A generator takes none: it writes `count` new ones as a grid to `out`; an autoencoder writes
     originals over reconstructions there."""
@@ -128,7 +134,7 @@ def predict(
     if out is not None and (Path(out).exists() or not Path(out).parent.is_dir()):
         there = "is there already" if Path(out).exists() else "lies in a folder that is not there"
         raise UserError(f"out={out} {there}", "name a new file, such as out=new.png")
-    opened = answering(run)
+    opened = answering(run, network)
     if opened.task == "gan":
         if inputs is not None or data is not None:
             raise UserError(f"{run.path} makes images, it takes none", f"danlu predict {run.path} out=new.png count=64")
@@ -182,9 +188,9 @@ def generated(opened: Opened, count: int, seed: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- evaluate
 
 
-def evaluate(run: Run, data: Any, say: Say, label: str | None = None) -> dict[str, Any]:
+def evaluate(run: Run, data: Any, say: Say, label: str | None = None, network: Any = None) -> dict[str, Any]:
     """Figures of a finished run on its own test images, or on `data`."""
-    opened = answering(run)
+    opened = answering(run, network)
     own, labelled = data is None, opened.task == "image-classification"
     if label is not None and (own or not labelled):
         raise UserError(f"label={label}, but no labels of a file are read here", "leave it out, or give data=FILE")
@@ -250,7 +256,7 @@ def closeness(opened: Opened, rows: Pictures, draws: int = 5, width: int = 64) -
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     """The test of a training run, with honest baselines and examples; JSON-ready."""
-    opened, rows = answering(run), prepared.rows["test"]
+    opened, rows = answering(run, prepared.asked.network), prepared.rows["test"]
     say(f"testing on {len(rows)} images that were neither learned from nor chosen by")
     result, found = figures(opened, rows)
     order = np.random.default_rng(0).permutation(len(prepared.rows["train"]))[: baselines.PIXEL_ROWS]

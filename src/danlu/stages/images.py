@@ -22,9 +22,9 @@ from danlu.data.images import Pictures, read_images, survey
 from danlu.data.processor import Augment, Processor, usual_size
 from danlu.data.source import Source
 from danlu.experiment import Asked, Experiment
-from danlu.models import vision
+from danlu.models import own, vision
 from danlu.models.initialise import initialise
-from danlu.models.options import ModelOptions
+from danlu.models.options import CODE, ModelOptions
 from danlu.models.pretrained import Base, labels_of, read_json, resolve
 from danlu.stages.image_answers import BATCH, Opened, answering, at_the_end, evaluate, predict, probabilities
 from danlu.stages.modality import Modality
@@ -96,6 +96,8 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     options, task = experiment.data, experiment.task.task
     sources = sources_of(asked, data, read_source)
     base = start(experiment.model.model, say)
+    if asked.network is not None or CODE.fullmatch(base.name):
+        own.find(asked.network, base.name)  # what is wrong with it is told before anything is read
     Augment.check(experiment.task.augment)
     check_gain(experiment, base)
     processor = stored(base, options.image_size)
@@ -154,7 +156,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
 
 def start(name: str, say: Say) -> Base:
     """Where the weights come from: an architecture's name means random ones."""
-    if name in vision.ARCHITECTURES:
+    if name in vision.ARCHITECTURES or CODE.fullmatch(name):
         return Base(name, Path(), "", "none: random weights", "random")
     return resolve(name, say, vision.ARCHITECTURES)
 
@@ -246,7 +248,12 @@ def derive(
     else:
         like = before if (by == "sgd") == (optimizer == "sgd") else None
         said = f"{like:g}, the rate of its pretraining" if like else f"{usual:g}, usual from random weights"
-        if new_head and opened.settings["learning_rate"].value is None and not asked.experiment.model.freeze:
+        if (
+            new_head
+            and asked.network is None
+            and opened.settings["learning_rate"].value is None
+            and not asked.experiment.model.freeze
+        ):
             opened.fill("learning_rates", {"head": like or usual}, "the new head has nothing to keep")
         opened.fill("learning_rate", (like or usual) / 10, f"a tenth of {said}, so that what it has learned stays")
     size = min(32, max(8, 2 ** int(math.log2(max(8, rows / 25)))))
@@ -284,12 +291,15 @@ def network(prepared: Prepared, say: Say) -> Any:
     dropout = prepared.experiment.model.dropout
     labels = prepared.labels or None
     if base.kind == "random":
-        model = vision.from_config(prepared.config, labels, seed)
+        model = vision.from_config(prepared.config, labels, seed, prepared.asked.network)
         if name := prepared.experiment.model.initialise:
             initialise(model, name, seed)
     else:
         with reading(base.folder):
-            model = vision.load(base.folder, labels=labels, dropout=dropout, seed=seed, new_head=True, log=say)
+            code = prepared.asked.network
+            model = vision.load(
+                base.folder, labels=labels, dropout=dropout, seed=seed, new_head=True, log=say, network=code
+            )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -297,7 +307,12 @@ def blank(prepared: Prepared) -> Prepared:
     """The same with random weights."""
     dropout = prepared.experiment.model.dropout
     learned = vision.load(
-        prepared.base.folder, labels=prepared.labels, dropout=dropout, new_head=True, log=lambda _: None
+        prepared.base.folder,
+        labels=prepared.labels,
+        dropout=dropout,
+        new_head=True,
+        log=lambda _: None,
+        network=prepared.asked.network,
     )
     return replace(without_weights(prepared), config=learned.config)
 
@@ -332,5 +347,9 @@ IMAGES = Modality(
     blank=blank,
     chances=chances,
     watch=watch,
-    settings={"evaluate": ("label",), "predict": ("out", "count", "seed")},
+    settings={
+        "evaluate": ("label", "network"),
+        "predict": ("out", "count", "seed", "network"),
+        "serve": ("network",),
+    },
 )

@@ -47,7 +47,7 @@ class Modality:
     at_the_end: Callable[[Run, Prepared, Say], dict[str, Any]]
     evaluate: Callable[..., dict[str, Any]]
     predict: Callable[..., list[dict[str, Any]]]
-    answering: Callable[[Run], Writer | Predictor]
+    answering: Callable[..., Writer | Predictor]
     blank: Callable[[Prepared], Prepared | None] = lambda _: None
     chances: Callable[[Prepared, Any, str], np.ndarray] = lambda *_: np.empty((0, 0))
     watch: Callable[[Path, Prepared, Any, int, int, Say], list[Any]] = nothing

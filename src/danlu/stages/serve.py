@@ -31,12 +31,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     key: str | None = None,
+    network: Any = None,
     **limits: Any,
 ) -> None:
     """Answer over HTTP until SIGINT (Ctrl-C) or SIGTERM; requests under way are then finished, within `grace_seconds`.
 
     ready: given what a person needs to ask it, once it answers. key: better in the environment, as DANLU_KEY, than on a command line,
-    which every user of the machine can read. limits: of `serving.guard.Limits`.
+    which every user of the machine can read. network: the code of a person's own network.
+    limits: of `serving.guard.Limits`.
 
     Raises:
         UserError: no final model, an address that cannot be had, one that others reach without a key, or a package is missing.
@@ -56,7 +58,7 @@ def serve(
     key = checked(os.environ.get(KEY) if key is None else key, alone, host)
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower(), place[0]}) if alone else None
     with listen(family, place, host) as listener:
-        model, engine = answering(run), Engine()
+        model, engine = answering(run, network), Engine()
         try:
             server = server_of(create(model, run.name, engine, allowed, key, names))
             ready(described(model, run.name, host, listener.getsockname()[1], key is not None))
@@ -65,16 +67,17 @@ def serve(
             engine.close()
 
 
-def answering(run: Run) -> Writer | Predictor:
+def answering(run: Run, network: Any = None) -> Writer | Predictor:
     """The run's final model as the service asks it."""
-    from danlu.stages.modality import modality
+    from danlu.stages.modality import of
 
     task = run.read("run.json")["task"]
     if task == "gan":
         raise UserError(
             f"{run.path} makes images of nothing, it answers nobody", f"danlu predict {run.path} out=new.png"
         )
-    return modality(task).answering(run)
+    given = {} if network is None else {"network": network}
+    return of(run, "serve", given).answering(run, **given)
 
 
 def find(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:

@@ -127,10 +127,11 @@ def write_settings(run: Run, prepared: Prepared) -> None:
     run.write("experiment.json", {"recipe": prepared.asked.recipe, "asked": prepared.asked.values(), "used": used})
 
 
-def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
+def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: Any = None) -> Run:
     """Resume an unfinished run, or one that may train longer; `asked` None asks for exactly what it is.
 
-    data: rows handed over in Python; they must be those the run began with.
+    data: rows handed over in Python; they must be those the run began with. network: the code of a person's own network, which is
+    never looked for in what the run says.
 
     Raises:
         UserError: the experiment differs in more than its length, or its data has changed.
@@ -157,7 +158,8 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
         if longer and asked is not None:
             used |= {"steps": asked.settings["steps"], "epochs": Setting(None, "steps were raised")}
         again = {key: Setting(value, used[key].origin) for key, value in written["asked"].items()}
-        prepared = prepare(Asked(written["recipe"], used), say=say)
+        code = network if asked is None else asked.network
+        prepared = prepare(Asked(written["recipe"], used, network=code), say=say)
         for role, source in prepared.sources.items():
             if role in old and source.sha256 != old[role]:
                 raise UserError(
@@ -168,7 +170,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None) -> Run:
             raise UserError(
                 f"{prepared.base.name} is not the model the run began with", "restore it, or start a new run"
             )
-        prepared = replace(prepared, asked=asked if longer and asked else Asked(written["recipe"], again))
+        prepared = replace(prepared, asked=asked if longer and asked else Asked(written["recipe"], again, network=code))
         if longer:
             write_settings(run, prepared)
         run.update(status="running")

@@ -37,9 +37,12 @@ class NetworkTask:
         pass
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What the network remembers beside its weights: the running statistics of batch normalisation. Copies."""
-        kept = self.model.state_dict().keys()
-        return {name: buffer.clone() for name, buffer in self.model.named_buffers() if name in kept}
+        """What the network remembers beside the weights that learn: running statistics, and of a person's own network all else. Copies."""
+        kept, frozen = self.model.state_dict().keys(), getattr(self.model, "frozen", ())
+        beside = {name: weight for name, weight in self.model.named_parameters() if name in frozen}
+        return {
+            name: each.detach().clone() for name, each in (*self.model.named_buffers(), *beside.items()) if name in kept
+        }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.model.load_state_dict(state, strict=False)

@@ -1,0 +1,242 @@
+"""A person's own network: what `build(channels, size, labels)` returns, an nn.Module or a Keras model on its torch backend.
+
+Code is only ever taken from the command or call of the moment. What a run says of it is words, and nothing of a run is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from danlu.core.errors import UserError, nearest
+from danlu.models.options import CODE
+from danlu.models.pretrained import Log, label_keys, labels_of, some, weight_files
+from danlu.models.vision import Network
+
+
+Code = str | Callable[[int, int, int], Any]
+"""`module:object`, or the function or class itself: (channels, size, labels) -> network."""
+BUILD = "def build(channels, size, labels): …  # an nn.Module from [n, channels, size, size] to logits [n, labels]"
+
+
+def find(code: Code | None, said: Any) -> tuple[str, Callable[[int, int, int], Any]]:
+    """(its name, what makes the network). A name is imported, from the current folder too, as `python -m` would.
+
+    said: what a run or a file says of it; only shown.
+
+    Raises:
+        UserError: there is no code, no such module or object, importing it fails, or it makes no network.
+    """
+    if code is None:
+        raise UserError(
+            f"the network is a person's own ({said}), and code that a run or a file names is never run",
+            "give the code in this command, if you trust it: network=module:object",
+        )
+    found: Any
+    name, found = (code, None) if isinstance(code, str) else (getattr(code, "__qualname__", "the network"), code)
+    if isinstance(code, str):
+        if not CODE.fullmatch(code):
+            raise UserError(f"network={code}, expected module:object", "for example network=my_net:build")
+        module, _, path = code.partition(":")
+        if not {"", here := str(Path.cwd())} & set(sys.path):
+            sys.path.insert(0, here)
+        os.environ.setdefault("KERAS_BACKEND", "torch")
+        importlib.invalidate_caches()
+        with theirs(code):
+            try:
+                found = importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if not f"{module}.".startswith(f"{error.name}."):
+                    raise  # the module is there, and one that it imports is not
+                local = sorted(
+                    {each.stem for each in Path().glob("*.py")} | {p.parent.name for p in Path().glob("*/__init__.py")}
+                )
+                fix = nearest(module, local) if local else f"write {module}.py there"
+                raise UserError(f"{code}: no module {module}, neither installed nor in {here}", fix) from None
+        for part in path.split("."):
+            if not hasattr(found, part):
+                names = [each for each in vars(found) if callable(getattr(found, each)) and each[0] != "_"]
+                raise UserError(f"{code}: {module} has no {part}", nearest(part, names) if names else BUILD)
+            found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        what = "a network already made" if isinstance(found, nn.Module) else f"of type {type(found).__name__}"
+        raise UserError(f"{name} is {what}, expected a function or class that makes a network", BUILD)
+    return name, found
+
+
+@contextmanager
+def theirs(name: str) -> Iterator[None]:
+    """What goes wrong in a person's own code is told with its file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        inside = (
+            os.sep + "site-packages" + os.sep,
+            "<frozen",
+            str(Path(__file__).parents[1]),
+            str(Path(os.__file__).parent),
+        )
+        frames = [
+            f for f in traceback.extract_tb(error.__traceback__) if not any(each in f.filename for each in inside)
+        ]
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "its code"
+        raise UserError(
+            f"{name}: {type(error).__name__}: {str(error)[:500]}", f"look at {place}; --debug shows all of it"
+        ) from error
+
+
+class Own(Network):
+    """A person's network under the names its weights have there; what it returns are the logits already."""
+
+    head = None
+    module: Any
+    name: str
+
+    def __init__(self, config: Mapping[str, Any], module: nn.Module, name: str) -> None:
+        super().__init__(config)
+        del self.config["architectures"]  # transformers has none of it
+        self.labels = len(labels_of(self.config) or ())
+        # `network`, which is asked for when saving, may be a part of theirs
+        self.__dict__ |= {"module": module, "name": name, "network": None}
+        for key in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[key] = module.__dict__[key]
+        if lost := [key for key, value in super().state_dict().items() if not isinstance(value, Tensor)]:
+            raise UserError(f"{name} keeps {lost[0]}, which is no tensor", "keep it in a buffer: register_buffer")
+
+    @property
+    def frozen(self) -> set[str]:
+        """Weights that do not learn; a checkpoint holds them too, since only a person's code could make them again."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def train(self, mode: bool = True) -> Own:
+        super().train(mode)
+        self.module.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **settings: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Each tensor once: a weight that stands in two places has one name."""
+        names = dict(self.named_parameters()).keys() | dict(self.named_buffers()).keys()
+        return {name: tensor for name, tensor in super().state_dict(*args, **settings).items() if name in names}
+
+    def body(self, images: Tensor) -> Tensor:
+        """[n, channels, size, size] -> [n, labels]"""
+        with theirs(self.name):
+            logits = self.module(images)
+        is_tensor, expected = isinstance(logits, Tensor), [len(images), self.labels]
+        if not is_tensor or list(logits.shape) != expected or not logits.is_floating_point():
+            found = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+            asked = f"{list(images.shape)} and {self.labels} labels"
+            raise UserError(f"{self.name}: for images {asked} it gives {found}, expected floats {expected}", BUILD)
+        return cast(Tensor, logits)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """They are that already."""
+        return features
+
+
+def make(config: Mapping[str, Any], code: Code | None, seed: int) -> Own:
+    """The network that `code` builds for a config.json; what it draws depends on the seed alone. Tried on two images of noise.
+
+    Raises:
+        UserError: there is no code, it fails, or what it makes is not what can be trained here.
+    """
+    name, build = find(code, config.get("code"))
+    before, labels = (random.getstate(), np.random.get_state()), len(labels_of(dict(config)) or ())  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (other people's code draws from it)
+        try:
+            with theirs(name):
+                if keras := sys.modules.get("keras"):
+                    keras.utils.clear_session(free_memory=False)  # or the second network's weights had other names
+                module: Any = build(config["num_channels"], config["image_size"], labels)
+                keras = sys.modules.get("keras")
+                if keras and isinstance(module, keras.Model):
+                    module = OnTorch(module, config["num_channels"], config["image_size"])
+            if not isinstance(module, nn.Module):
+                raise UserError(f"{name} returns {type(module).__name__}, expected a torch.nn.Module", BUILD)
+            network = Own(config, module, name).eval()
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                raise UserError(f"{name}: the network has no parameters that learn", "see requires_grad")
+            place = next(network.parameters()).device
+            with torch.no_grad():
+                tried = network(
+                    torch.randn(2, config["num_channels"], config["image_size"], config["image_size"]).to(place)
+                )
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+    if tried.min() >= 0 and (tried.sum(1) - 1).abs().max() < 1e-4:
+        raise UserError(
+            f"{name}: its rows sum to 1, so they are probabilities; expected logits", "leave out its softmax"
+        )
+    return network
+
+
+def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int, fresh: bool, log: Log) -> Own:
+    """The network with the weights in `folder`. fresh: the weights whose shape depends on the number of labels are as built.
+
+    Raises:
+        UserError: as `make`; or the weights are of another network.
+    """
+    from safetensors.torch import load_file
+
+    network = make(config, code, seed)
+    wanted, head, found = network.state_dict(), set[str](), dict[str, Tensor]()
+    if fresh:
+        more = make({**config, **label_keys([*(labels_of(dict(config)) or ()), "one more"])}, code, seed).state_dict()
+        head = {name for name in wanted if name not in more or more[name].shape != wanted[name].shape}
+        log(f"new head: {some(head)}, drawn as {network.name} draws it")
+    for file in weight_files(folder):
+        found |= load_file(file)
+    wrong = [f"{name} is missing" for name in wanted.keys() - head - found.keys()]
+    wrong += [f"{name} is unknown" for name in found.keys() - wanted.keys() - head]
+    for name in wanted.keys() & found.keys() - head:
+        one, two = ((each.dtype, list(each.shape)) for each in (found[name], wanted[name]))
+        wrong += [f"{name} is {one[0]} {one[1]}, expected {two[0]} {two[1]}"] if one != two else []
+    if wrong:
+        raise UserError(
+            f"{folder} does not fit {network.name}: {some(set(wrong))}", "give the code it was trained with"
+        )
+    network.load_state_dict({name: found[name] for name in wanted.keys() - head}, strict=False)
+    return network
+
+
+class OnTorch(nn.Module):
+    """A Keras model as torch sees networks. What it learns are parameters; all else it keeps, the states of its random seeds and
+    running statistics among it, are buffers. Keras writes into both in place."""
+
+    model: Any
+    order: tuple[int, ...]
+
+    def __init__(self, model: Any, channels: int, size: int) -> None:
+        super().__init__()
+        keras = sys.modules["keras"]
+        if (backend := keras.backend.backend()) != "torch":
+            raise UserError(f"Keras computes with {backend}, expected torch", "export KERAS_BACKEND=torch")
+        shape = getattr(model, "input_shape", None)
+        last = keras.config.image_data_format() == "channels_last" if not shape else shape[-1] == channels
+        self.__dict__ |= {"model": model, "order": (0, 2, 3, 1) if last else (0, 1, 2, 3)}
+        if not model.built:
+            self(torch.zeros(1, channels, size, size))
+        for variable in model.variables:
+            name, keep = variable.path.replace(".", "_"), variable.trainable
+            (self.register_parameter if keep else self.register_buffer)(name, variable.value)
+
+    def forward(self, images: Tensor) -> Any:
+        """[n, channels, size, size] -> [n, labels]"""
+        return self.model(images.permute(self.order), training=self.training)
