@@ -27,6 +27,7 @@ DOCUMENTS += sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "examples" / "data"
 BUILDS = {"pretrain", "finetune", "preflight", "show"}  # these take the keys of an experiment
 PLACES = {"RECIPE", "RUN", "FILE", "ONE", "TWO", "TEXT"}  # what a reader puts in
 OWN_KEYS = {
+    "plan": {"hours", "depth", "tokens", "data", "memory", "fresh", "max_rows"},
     "evaluate": {"data", "answers", "text", "label"},
     "predict": {"data", "text", "out", "count", *SAMPLING},
     "chat": set(SAMPLING),
