@@ -201,7 +201,10 @@ def predict(call: Call) -> None:
 
 def one_answer(found: dict[str, Any]) -> str:
     if "mse" in found:
-        return f"{found['mse']:.6f}  {found['input']}"
+        return f"mean squared error {found['mse']:.6f}  {found['input']}"
+    if "candidates" in found:
+        places = ([f"{each['token']} {each['probability']:.2f}" for each in one[:3]] for one in found["candidates"])
+        return "; ".join(", ".join(place) for place in places)
     if "label" in found:
         return f"{found['label']}  {found['probabilities'][found['label']]:.3f}  {found['input'][:100]!r}"
     return printable(str(found["answer"]))

@@ -29,9 +29,18 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
     """Training was asked to stop between two updates; its checkpoint is on the disk. Exit code 130."""
 
 
+COMMON = {
+    "lr": "learning_rate", "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay", "max_steps": "steps", "max_length": "max_tokens",
+    "max_seq_length": "max_tokens", "max_tokens": "max_new_tokens", "output_dir": "out", "output": "out", "dataset": "data", "lora_r": "rank",
+}  # fmt: skip
+"""What other tools call a setting -> what it is called here."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'learning_rate'?`, or the known names when none is near."""
     names = sorted(known)
+    if COMMON.get(word) in names:
+        return f"did you mean {COMMON[word]!r}?"
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"

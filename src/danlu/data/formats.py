@@ -218,6 +218,9 @@ def _json_object(line: str | RowError) -> dict[str, Any]:
                 f"found only {text.strip()!r}, {hint}",
                 "write each record on one line (jq -c '.[]' FILE), or name an array's file .json",
             ) from None
+        if at == 0 and text.lstrip()[:1] not in "{[":
+            name = "name it .csv if it is one" if "," in text else "name plain text .txt"
+            raise RowError(f"found {text.strip()[:50]!r}, {hint}", name) from None
         raise RowError(
             f"broken JSON at column {at + 1}: {error.msg}, near {text[max(0, at - 25) : at + 25]!r}; {hint}"
         ) from None

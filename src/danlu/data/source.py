@@ -290,7 +290,9 @@ def _expect_file(path: Path) -> None:
             raise UserError(
                 f"{path}: no such file; there is no folder {folder} either", f"the path is read from {Path.cwd()}"
             )
-        names = [entry.name for entry in folder.iterdir() if entry.is_file() and _suffix(entry) in FORMATS]
+        names = [
+            each.name for each in folder.iterdir() if each.is_dir() or (each.is_file() and _suffix(each) in FORMATS)
+        ]
         raise UserError(
             f"{path}: no such file",
             nearest(path.name, names) if names else f"there is no data file in {folder.resolve()}",

@@ -82,6 +82,10 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         described = config_of(base.name, depth, context, tokenizer)
     findings = describe(sources, parts, rows, dropped, unknown)
     findings["notes"] += learned_before(base, parts["test"])
+    if weights is not None and (each := findings["bytes_per_token"]) < 2:
+        findings["notes"].append(
+            f"warning: the tokenizer of {base.name} spends a token on every {each:.1f} bytes: it was made for other text"
+        )
     return Prepared(
         asked=asked,
         experiment=config.build(Experiment, everything),
@@ -214,7 +218,9 @@ def derive(
     opened.fill("learning_rate", rate, why)
     size = max(1, batch // context)
     opened.fill("batch_size", size, f"{of}: about {size * context:,} of them an update")
-    opened.length(len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]))
+    opened.length(
+        len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]), unit="sequences"
+    )
     return opened.settings
 
 

@@ -167,11 +167,12 @@ def predict(
 
 
 def one_or_more(inputs: Any) -> Sequence[Any]:
-    """A path, or an array of one image, is one input; a list, or an array of several, is several."""
+    """A path, a PIL image or an array of one image is one input; a list, or an array of several, is several."""
     if inputs is None:
         return ()
-    one = isinstance(inputs, (str, Path, bytes)) or getattr(inputs, "ndim", None) == 2
-    return (inputs,) if one else inputs
+    shape: Sequence[int] = getattr(inputs, "shape", ())
+    one = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))  # an image of 3 or 4 columns would be taken for colours
+    return (inputs,) if one or isinstance(inputs, (str, Path, bytes)) or hasattr(inputs, "getpixel") else inputs
 
 
 @torch.inference_mode()

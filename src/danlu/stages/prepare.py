@@ -239,7 +239,9 @@ class Open:
             self.settings[key] = Setting(value, f"derived: {reason}")
         return self.settings[key].value
 
-    def length(self, rows: int, passes: float, why: str, validation_rows: int, least: int = 1) -> None:
+    def length(
+        self, rows: int, passes: float, why: str, validation_rows: int, least: int = 1, unit: str = "rows"
+    ) -> None:
         """How long training takes and how often it is looked at; `passes` over the rows unless steps or time are given."""
         batch = self.settings["batch_size"].value
         if all(self.settings[key].value is None for key in ("steps", "epochs", "hours")):
@@ -250,7 +252,8 @@ class Open:
             if asked_steps is None or steps < asked_steps:
                 first = "" if asked_steps is None else f", which end before steps={asked_steps}"
                 self.settings["steps"] = Setting(
-                    steps, f"derived: {epochs:g} passes over {rows} rows, {batch} at a time{first}"
+                    steps,
+                    f"derived: {epochs:g} pass{'es' * (epochs != 1)} over {rows} {unit}, {batch} at a time{first}",
                 )
         steps = self.settings["steps"].value
         times = 8 if steps is None or steps >= 80 else max(1, steps // 10)
@@ -399,7 +402,7 @@ def learned_before(base: Base, items: Sequence[Item]) -> list[str]:
     before = learned_by(run) if run else frozenset()
     if known := sum(fingerprint(item.key) in before for item in items):
         return [
-            f"warning: {known} of the {len(items)} test rows were learned from by {base.name}, so the figures flatter the model"
+            f"warning: {known} of the {len(items)} test rows were learned from by {base.name}, so the figures flatter the model; test=FILE gives others"
         ]
     return []
 

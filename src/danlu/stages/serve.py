@@ -165,6 +165,8 @@ def described(model: Writer | Predictor, name: str, host: str, port: int, keyed:
     path, said = "/v1/predict", json.dumps({"inputs": ["a text"]})
     if kind == "chat":
         path, said = "/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
+    if getattr(getattr(model, "opened", None), "task", None) == "language-model":
+        path, said = "/v1/completions", json.dumps({"prompt": "A beginning"})
     sent = "-F file=@image.png" if kind == "image" else f"-H 'Content-Type: application/json' -d {shlex.quote(said)}"
     curl = f"curl {url}{path}" + (f' -H "Authorization: Bearer ${KEY}"' if keyed else "") + f" {sent}"
     return {"url": url, "model": name, "kind": kind, "key": keyed, "try": curl}

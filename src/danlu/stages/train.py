@@ -256,6 +256,8 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
     for line in preflight.expectation(expected, until, number(options.validate_every)):
         say(line)
+    if seconds > 1800 and options.hours is None:
+        say("  hours=0.5 takes half an hour; fewer epochs= or a smaller model take less")
     return prepared
 
 
