@@ -259,12 +259,8 @@ def choose(given: Given, machine: Speed) -> Plan:
     The law is that of Hoffmann et al. for budgets such as theirs (`scaling.FITTED`), below that of Kaplan et al. Without text the tokens are those that the depth asks for, 20 for each weight of its layers.
 
     Raises:
-        UserError: nothing fits into the memory or the hours, or there is nothing to choose by.
+        UserError: nothing fits into the memory or the hours.
     """
-    if given.hours is None and given.depth is None and given.different == math.inf:
-        raise UserError(
-            "a plan needs hours=, depth=, tokens= or data=", "for example `danlu plan hours=0.5`, `danlu plan depth=8`"
-        )
     depths = range(2, 65) if given.depth is None else (given.depth,)
     plans = [plan_of(given, machine, depth) for depth in depths]
     fitting = [each for each in plans if each.memory_bytes <= given.memory]
@@ -382,6 +378,8 @@ def planned(
         return None
     precision, threads = (opened.settings[key].value for key in ("precision", "threads"))
     measured = speed(str(asked.experiment.model.model), str(precision), number(threads), say)
+    if measured.busy is not None:
+        say(f"warning: the machine was busy while its speed was measured (load {measured.busy:.1f}): a larger model may fit")
     return choose(given_of(asked, rows, context, vocabulary), measured)
 
 
@@ -408,6 +406,10 @@ def plan(
             raise UserError(
                 f"{key}= is what a plan finds", "leave it out; hours=, tokens= and depth= are what it starts from"
             )
+    if (options.hours, asked.experiment.model.depth, tokens, data.data) == (None,) * 4:
+        raise UserError(
+            "a plan needs hours=, depth=, tokens= or data=", "for example `danlu plan hours=0.5`, `danlu plan depth=8`"
+        )
     opened = Open(asked).settings
     precision, threads = str(opened["precision"].value), number(opened["threads"].value)
     measured = speed(kind, precision, threads, say, fresh)
