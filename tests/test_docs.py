@@ -28,10 +28,11 @@ BUILDS = {"pretrain", "finetune", "preflight", "show"}  # these take the keys of
 PLACES = {"RECIPE", "RUN", "FILE", "ONE", "TWO", "TEXT"}  # what a reader puts in
 OWN_KEYS = {
     "plan": {"hours", "depth", "tokens", "data", "memory", "fresh", "max_rows"},
-    "evaluate": {"data", "answers", "text", "label"},
-    "predict": {"data", "text", "out", "count", *SAMPLING},
+    "evaluate": {"data", "answers", "text", "label", "network"},
+    "predict": {"data", "text", "out", "count", "network", *SAMPLING},
+    "resume": {"network"},
     "chat": set(SAMPLING),
-    "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds"},
+    "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds", "network"},
     "merge": {"out"},
     "prepare": {
         "data",
