@@ -237,6 +237,23 @@ def merge(call: Call) -> None:
     finished(call, stage(call.run("danlu merge RUN [out=DIR]"), keys.get("out")))
 
 
+def export(call: Call) -> None:
+    from danlu.stages.export import export as stage
+
+    keys = call.take(out=Path, format=str, dtype=str)
+    run = call.run("danlu export RUN [format=gguf] [out=FILE.gguf]")
+    found = stage(run, keys.get("out"), keys.get("format", "gguf"), keys.get("dtype", "float32"))
+
+    def shown(found: dict[str, Any]) -> str:
+        lines = ["{file}: {megabytes:,.1f} MB, {dtype}".format(**found, megabytes=found["bytes"] / 1e6)]
+        if found["system"]:
+            lines.append(f"its system message is not in the file, give it where you ask: {found['system']!r}")
+        more = "-cnv" if found["task"] == "chat" else "-no-cnv -p 'a beginning'"
+        return "\n".join([*lines, f"  (try it: llama-cli -m {found['file']} {more})"])
+
+    call.output(found, shown)
+
+
 def report(call: Call) -> None:
     from danlu.stages.report import write
 
@@ -346,6 +363,11 @@ COMMANDS = {
     "chat": Command("RUN [temperature=T …]", "talk to it", chat),
     "serve": Command("RUN [host=127.0.0.1] [port=8000] …", "answer over HTTP: OpenAI's protocol or /v1/predict", serve),
     "merge": Command("RUN [out=DIR]", "add an adapter into its base: a run of its own", merge),
+    "export": Command(
+        "RUN [format=gguf] [out=FILE.gguf] [dtype=float32|float16|q8_0]",
+        "a language model as one file for llama.cpp and what is built on it",
+        export,
+    ),
     "report": Command("RUN", "write the page of a run again", report),
     "runs": Command("[FOLDER | compare ONE TWO | delete RUN …]", "list, compare or delete runs", runs),
     "show": Command(

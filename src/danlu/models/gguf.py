@@ -48,6 +48,12 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PATTERNS = {"llama-bpe": _WORDS % "{1,3}", "qwen2": _WORDS % "", "deepseek-r1-qwen": _WORDS % ""}
+# Marks belong to their letters: our own tokenizers, see data/vocabulary.py. llama.cpp's rule cuts the same, except where
+# more than 64 blanks stand before the end of a line.
+PATTERNS["qwen35"] = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s{0,64}[\r\n]+|\s+(?!\S)|\s+"
+)
 PRE = ("smollm", "gpt-2", *PATTERNS)
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
@@ -296,7 +302,7 @@ def build_tokenizer(values: dict[str, Any], file: Path) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
-    if "qwen" in pre:
+    if pre in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     added = [
