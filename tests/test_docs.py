@@ -34,6 +34,7 @@ OWN_KEYS = {
     "chat": set(SAMPLING),
     "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds", "network"},
     "merge": {"out"},
+    "export": {"out", "format", "dtype"},
     "prepare": {
         "data",
         "out",
