@@ -28,7 +28,7 @@ DTYPES = {"float32": ("F32", 0), "float16": ("F16", 1), "q8_0": ("Q8_0", 7)}
 
 LARGEST = 65_504.0  # of float16, in which a block of Q8_0 has its scale
 NORMAL, UNUSED = 1, 5  # tokenizer.ggml.token_type
-INSTEAD = "transformers and vLLM load the run's model folder as it is (an adapter: after `danlu merge`)"
+INSTEAD = "transformers loads the run's model folder as it is (an adapter: after `danlu merge`)"
 
 
 def export(run: Run, out: Path | None = None, kind: str = "gguf", dtype: str = "float32") -> dict[str, Any]:
