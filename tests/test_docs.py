@@ -128,7 +128,7 @@ def test_the_pages_of_python_name_what_there_is() -> None:
     import danlu
     from danlu.api import Run
 
-    keys = {key for _, key, _, _ in leaves(Experiment)} | {"data", "out"}
+    keys = {key for _, key, _, _ in leaves(Experiment)} | {"data", "out", "init"}
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
     calls = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
     assert calls
@@ -136,7 +136,7 @@ def test_the_pages_of_python_name_what_there_is() -> None:
         assert isinstance(call.func, ast.Attribute)
         of_danlu = isinstance(call.func.value, ast.Name) and call.func.value.id == "danlu"
         assert hasattr(danlu if of_danlu else Run, call.func.attr)
-        if call.func.attr == "finetune":
+        if call.func.attr in ("pretrain", "finetune"):
             assert {keyword.arg for keyword in call.keywords} <= keys
 
 
