@@ -11,6 +11,7 @@ from torch import nn
 
 from danlu.core.errors import UserError
 from danlu.models import own, pretrained, vision
+from danlu.models.initialise import initialise
 from danlu.tasks.supervised import Classification
 
 
@@ -108,9 +109,9 @@ def test_other_labels_give_a_new_head_and_keep_the_rest(tmp_path):
 
 def test_weights_of_another_network_are_named(tmp_path):
     pretrained.save(own.make(CONFIG, Net, 0), tmp_path)
-    with pytest.raises(UserError, match=r"config.weight is unknown") as found:
+    with pytest.raises(UserError, match=r"config.weight is torch.float32 \[6, 144\], expected none") as found:
         vision.load(tmp_path, network=lambda *g: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), log=lambda _: None)
-    assert "1.weight is missing" in str(found.value)
+    assert "1.weight is missing, expected torch.float32 [3, 64]" in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,11 @@ def test_a_network_is_tried_before_it_is_trained(build, told):
         own.make(CONFIG, build, 0)
 
 
+def test_layers_that_find_their_shape_themselves_are_found_before_training():
+    model = own.make(CONFIG, lambda c, s, n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n)), 0)
+    assert {name: list(each.shape) for name, each in model.named_parameters()} == {"1.weight": [3, 64], "1.bias": [3]}
+
+
 def test_what_a_state_dict_cannot_hold_is_refused():
     class Counts(nn.Module):
         def __init__(self):
@@ -207,6 +213,8 @@ def test_keras_gives_what_keras_gives_and_names_its_weights_alike_each_time(kera
         return keras.Sequential(parts)
 
     model = own.make({**CONFIG, "num_channels": 2}, build, 0)
+    with pytest.raises(UserError, match="nothing to draw"):
+        initialise(model, "orthogonal", 0)
     images = torch.randn(4, 2, 8, 8)
     given = images.permute(0, 2, 3, 1) if order == "channels_last" else images
     assert torch.equal(model(images), model.module.model(given, training=False))

@@ -45,7 +45,7 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
     embedding keeps the embedding's weights. Norms, and positions that are no layer, stay as they are.
 
     Raises:
-        UserError: there is no such initialisation, or `gpt2` finds no residual layers in the model.
+        UserError: there is no such initialisation, `gpt2` finds no residual layers in the model, or nothing is drawn.
     """
     if name not in INITIALISATIONS:
         listed = ", ".join(INITIALISATIONS)
@@ -59,6 +59,8 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
         )
     rng = torch.Generator().manual_seed(seed)
     tables = {id(each.weight): each for each in model.modules() if isinstance(each, nn.Embedding)}
+    if not layers and not tables:
+        raise UserError(f"initialise={name}: nothing to draw, no linear layer or convolution of torch", "leave it out")
     for table in tables.values():
         _fill(table.weight, INITIALISATIONS["normal"], rng)
         if table.padding_idx is not None:

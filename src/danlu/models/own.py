@@ -66,7 +66,7 @@ def find(code: Code | None, said: Any) -> tuple[str, Callable[[int, int, int], A
                 raise UserError(f"{code}: no module {module}, neither installed nor in {here}", fix) from None
         for part in path.split("."):
             if not hasattr(found, part):
-                names = [each for each in vars(found) if callable(getattr(found, each)) and each[0] != "_"]
+                names = [each for each in dir(found) if each[0] != "_"]
                 raise UserError(f"{code}: {module} has no {part}", nearest(part, names) if names else BUILD)
             found = getattr(found, part)
     if isinstance(found, nn.Module) or not callable(found):
@@ -83,19 +83,11 @@ def theirs(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        inside = (
-            os.sep + "site-packages" + os.sep,
-            "<frozen",
-            str(Path(__file__).parents[1]),
-            str(Path(os.__file__).parent),
-        )
-        frames = [
-            f for f in traceback.extract_tb(error.__traceback__) if not any(each in f.filename for each in inside)
-        ]
-        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "its code"
-        raise UserError(
-            f"{name}: {type(error).__name__}: {str(error)[:500]}", f"look at {place}; --debug shows all of it"
-        ) from error
+        others = ("site-packages", "<frozen", str(Path(__file__).parents[1]), str(Path(os.__file__).parent))
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{each.filename}:{each.lineno}" for each in frames if not any(o in each.filename for o in others)]
+        fix = f"look at {places[-1] if places else 'its code'}; --debug shows all of it"
+        raise UserError(f"{name}: {type(error).__name__}: {str(error)[:500]}", fix) from error
 
 
 class Own(Network):
@@ -154,7 +146,8 @@ def make(config: Mapping[str, Any], code: Code | None, seed: int) -> Own:
         UserError: there is no code, it fails, or what it makes is not what can be trained here.
     """
     name, build = find(code, config.get("code"))
-    before, labels = (random.getstate(), np.random.get_state()), len(labels_of(dict(config)) or ())  # noqa: NPY002
+    channels, size, labels = config["num_channels"], config["image_size"], len(labels_of(dict(config)) or ())
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -163,27 +156,22 @@ def make(config: Mapping[str, Any], code: Code | None, seed: int) -> Own:
             with theirs(name):
                 if keras := sys.modules.get("keras"):
                     keras.utils.clear_session(free_memory=False)  # or the second network's weights had other names
-                module: Any = build(config["num_channels"], config["image_size"], labels)
+                module: Any = build(channels, size, labels)
                 keras = sys.modules.get("keras")
                 if keras and isinstance(module, keras.Model):
-                    module = OnTorch(module, config["num_channels"], config["image_size"])
+                    module = OnTorch(module, channels, size)
             if not isinstance(module, nn.Module):
                 raise UserError(f"{name} returns {type(module).__name__}, expected a torch.nn.Module", BUILD)
             network = Own(config, module, name).eval()
             if not any(parameter.requires_grad for parameter in network.parameters()):
                 raise UserError(f"{name}: the network has no parameters that learn", "see requires_grad")
-            place = next(network.parameters()).device
             with torch.no_grad():
-                tried = network(
-                    torch.randn(2, config["num_channels"], config["image_size"], config["image_size"]).to(place)
-                )
+                tried = network(torch.randn(2, channels, size, size).to(next(network.parameters()).device))
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
     if tried.min() >= 0 and (tried.sum(1) - 1).abs().max() < 1e-4:
-        raise UserError(
-            f"{name}: its rows sum to 1, so they are probabilities; expected logits", "leave out its softmax"
-        )
+        raise UserError(f"{name} gives probabilities (rows sum to 1), expected logits", "leave out its softmax")
     return network
 
 
@@ -203,15 +191,12 @@ def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int, 
         log(f"new head: {some(head)}, drawn as {network.name} draws it")
     for file in weight_files(folder):
         found |= load_file(file)
-    wrong = [f"{name} is missing" for name in wanted.keys() - head - found.keys()]
-    wrong += [f"{name} is unknown" for name in found.keys() - wanted.keys() - head]
-    for name in wanted.keys() & found.keys() - head:
-        one, two = ((each.dtype, list(each.shape)) for each in (found[name], wanted[name]))
-        wrong += [f"{name} is {one[0]} {one[1]}, expected {two[0]} {two[1]}"] if one != two else []
-    if wrong:
-        raise UserError(
-            f"{folder} does not fit {network.name}: {some(set(wrong))}", "give the code it was trained with"
-        )
+    has, needs = (
+        {n: f"{t.dtype} {list(t.shape)}" for n, t in each.items() if n not in head} for each in (found, wanted)
+    )
+    names = {name for name in has.keys() | needs.keys() if has.get(name) != needs.get(name)}
+    if wrong := {f"{name} is {has.get(name, 'missing')}, expected {needs.get(name, 'none')}" for name in names}:
+        raise UserError(f"{folder} does not fit {network.name}: {some(wrong)}", "give the code it was trained with")
     network.load_state_dict({name: found[name] for name in wanted.keys() - head}, strict=False)
     return network
 
