@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from danlu.core.errors import UserError
-from danlu.core.types import IMAGE_TASKS
+from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS
 from danlu.experiment import Experiment, ask, changes
 from danlu.models.catalogue import MODELS
 from danlu.models.vision import ARCHITECTURES
 from danlu.recipes.catalogue import RECIPES, described
+from danlu.stages.corpus import SCRATCH
 
 
 @pytest.mark.parametrize("name", RECIPES.names())
@@ -18,6 +19,8 @@ def test_every_recipe_builds_and_its_model_exists(name):
     assert isinstance(experiment, Experiment)
     if experiment.task.task in IMAGE_TASKS:
         assert experiment.model.model in ARCHITECTURES
+    elif experiment.task.task in CORPUS_TASKS:
+        assert SCRATCH[experiment.model.model] == experiment.task.task
     else:
         assert experiment.task.task in MODELS.get(experiment.model.model).tasks
     assert experiment == RECIPES.get(name)()

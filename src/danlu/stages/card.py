@@ -158,10 +158,8 @@ def few_rows(evaluation: Json) -> str:
     """What is said, on the terminal as on the page, where so little is tested that figures say little; empty where it is enough."""
     tested = ((evaluation.get("rows"), f"test {evaluation.get('unit', 'row')}"), (evaluation.get("answered"), "answer"))
     small = {count(n, name): n for n, name in tested if n and n < FEW}
-    shares = (
-        set(evaluation.get("metrics") or {}) - NOT_SHARES - {"token_accuracy"}
-    )  # of tokens, of which there are many
-    if not small or not shares:
+    measured = set(evaluation.get("metrics") or {"accuracy"})  # before anything is measured, what a share would be
+    if not small or not measured - NOT_SHARES - {"token_accuracy"}:  # of tokens there are many
         return ""
     fewest = min(small.values())
     points = 100 * (proportion(fewest / 2, fewest).high - 0.5)

@@ -183,6 +183,7 @@ def derive(
     opened, tokens = Open(asked), rows["train"].size
     if weights is not None and opened.settings["optimizer"].origin.startswith("recipe"):
         opened.settings["optimizer"] = Setting("adamw", "derived: learned weights were most likely learned with Adam")
+        opened.settings["momentum"] = Setting(None, "default")
     passes = float(scaling.PASSES) if weights is None else 1.0
     batch, of = plan.batch_tokens(scaling.PASSES * tokens), f"{tokens:,} tokens to learn from"
     lora = False

@@ -163,7 +163,10 @@ def derive(
     )
     before, _ = rate_before(base)
     if before and not lora and (run := run_behind(base)) and run.read("run.json")["task"] in CORPUS_TASKS:
-        adam, why = before / 10, f"a tenth of {before:g}, the rate of its pretraining, so that what it knows stays"
+        if run.read("run.json")["lineage"]["model"]["sha256"]:  # learned on from learned weights, at a rate for that
+            adam, why = before, "the rate at which it went on learning from text"
+        else:
+            adam, why = before / 10, f"a tenth of {before:g}, the rate of its pretraining, so that what it knows stays"
     if asked.experiment.training.optimizer == "sgd":
         opened.fill(
             "learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}"
