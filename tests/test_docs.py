@@ -32,7 +32,17 @@ OWN_KEYS = {
     "predict": {"data", "text", "out", "count", "network", *SAMPLING},
     "resume": {"network"},
     "chat": set(SAMPLING),
-    "serve": {"host", "port", "key", "queue", "max_body_mb", "max_inputs", "request_seconds", "grace_seconds", "network"},
+    "serve": {
+        "host",
+        "port",
+        "key",
+        "queue",
+        "max_body_mb",
+        "max_inputs",
+        "request_seconds",
+        "grace_seconds",
+        "network",
+    },
     "merge": {"out"},
     "export": {"out", "format", "dtype"},
     "prepare": {

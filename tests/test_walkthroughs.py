@@ -137,7 +137,19 @@ def test_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
 
 
 def test_pages_have_only_blocks_that_are_run_or_shown() -> None:
-    assert [page.stem.split("-")[0] for page in PAGES] == ["01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"]
+    assert [page.stem.split("-")[0] for page in PAGES] == [
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+        "08",
+        "09",
+        "10",
+        "11",
+    ]
     for page in [*PAGES, CHINESE / "README.md", ROOT / "docs" / "walkthroughs" / "README.md"]:
         text = page.read_text("utf-8")
         fences = Counter(re.findall(r"^ *```(\w*)", text, re.MULTILINE))

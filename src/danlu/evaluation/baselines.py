@@ -219,7 +219,10 @@ def counted_tokens(train: Array, wanted: Array, test: Array, test_wanted: Array,
     chances = (counts / counts.sum())[asked]
     if pairs:
         found, times = np.unique(train[taught].astype(np.int64) * size + wanted[taught], return_counts=True)
-        after, kinds = np.bincount(train[taught], minlength=size)[test], np.bincount(found // size, minlength=size)[test]
+        after, kinds = (
+            np.bincount(train[taught], minlength=size)[test],
+            np.bincount(found // size, minlength=size)[test],
+        )
         both = test.astype(np.int64) * size + asked
         place = np.minimum(np.searchsorted(found, both), len(found) - 1)
         seen = np.where(found[place] == both, times[place], 0)

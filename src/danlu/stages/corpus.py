@@ -80,7 +80,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     if weights is None:
         depth = number(everything["depth"].value)
         described = config_of(base.name, depth, context, tokenizer)
-    findings = describe(sources, parts, rows, dropped, unknown)
+    findings = describe(sources, parts, rows, dropped, unknown, tokenizer)
     findings["notes"] += learned_before(base, parts["test"])
     if weights is not None and (each := findings["bytes_per_token"]) < 2:
         findings["notes"].append(
@@ -231,11 +231,12 @@ def describe(
     rows: Mapping[str, Packed],
     dropped: Account,
     unknown: float,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """What preflight found in running text, JSON-ready."""
     found = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
     texts = [item.text for item in parts["train"]]
-    found["notes"] += flaws(texts)
+    found["notes"] += flaws(texts, tokenizer)
     lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], np.diff(rows["train"].pieces))
     size = sum(len(text.encode()) for text in texts)
     return found | {

@@ -171,7 +171,9 @@ def one_or_more(inputs: Any) -> Sequence[Any]:
     if inputs is None:
         return ()
     shape: Sequence[int] = getattr(inputs, "shape", ())
-    one = len(shape) == 2 or (len(shape) == 3 and shape[-1] in (3, 4))  # an image of 3 or 4 columns would be taken for colours
+    one = len(shape) == 2 or (
+        len(shape) == 3 and shape[-1] in (3, 4)
+    )  # an image of 3 or 4 columns would be taken for colours
     return (inputs,) if one or isinstance(inputs, (str, Path, bytes)) or hasattr(inputs, "getpixel") else inputs
 
 

@@ -379,7 +379,9 @@ def planned(
     precision, threads = (opened.settings[key].value for key in ("precision", "threads"))
     measured = speed(str(asked.experiment.model.model), str(precision), number(threads), say)
     if measured.busy is not None:
-        say(f"warning: the machine was busy while its speed was measured (load {measured.busy:.1f}): a larger model may fit")
+        say(
+            f"warning: the machine was busy while its speed was measured (load {measured.busy:.1f}): a larger model may fit"
+        )
     return choose(given_of(asked, rows, context, vocabulary), measured)
 
 

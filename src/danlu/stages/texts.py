@@ -215,12 +215,7 @@ def describe(
         language = language_of(texts)
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    notes += flaws(texts)
-    smuggled = sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items)
-    if smuggled:
-        notes.append(
-            f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
-        )
+    notes += flaws(texts, tokenizer)
     cuts: dict[str, int] = {}
     for each in encoded.values():
         for reason, count in each.cut.items():
@@ -242,11 +237,16 @@ def describe(
     }
 
 
-def flaws(texts: Sequence[str]) -> list[str]:
+def flaws(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """What is often wrong with training texts."""
     tests = ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML"))
     shares = [(share(texts, test), what) for test, what in tests]
-    return [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
+    found = [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
+    if smuggled := sum(tokenizer.specials_in(text) > 0 for text in texts):
+        found.append(
+            f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
+        )
+    return found
 
 
 def spread(lengths: np.ndarray) -> dict[str, Any]:
