@@ -65,7 +65,8 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     else:
         tokenizer = vocabulary(asked, parts["train"], causal, say)
     if not causal and "mask_token" not in tokenizer.named:
-        raise UserError(f"the tokenizer of {base.name} has no mask token", "choose an encoder made for masks")
+        whose = options.tokenizer or base.name
+        raise UserError(f"the tokenizer of {whose} has no mask token", "take one of an encoder that was made for masks")
     ids = {name: encoded([item.text for item in items], tokenizer, causal) for name, items in parts.items()}
     context = context_of(experiment, weights, ids["train"], base)
     rows = {name: packed(ids[name], items, tokenizer, context, causal, name) for name, items in parts.items()}
@@ -129,7 +130,10 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
     if options.tokenizer is not None:
         folder = Path(options.tokenizer).expanduser()
         if not (folder / "tokenizer.json").is_file():
-            folder = resolve(options.tokenizer, say).folder
+            try:
+                folder = resolve(options.tokenizer, say).folder
+            except UserError as error:
+                raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
         return Tokenizer.load(folder)
     texts = [item.text for item in items]
     # WordPiece knows no bytes: each character needs a token, and another where it goes on in a word.
