@@ -27,7 +27,7 @@ from danlu.training.hooks import clock
 
 
 LABELS = (100, 500, 5000)
-"""Numbers of labels looked at, and all there are."""
+"""Numbers of labels looked at, as far as they are at most half of all, and all there are."""
 SECONDS, SEEDS, FEWEST = 300.0, 5, 100
 """Longest comparison that is made without being asked for, its seeds, and the fewest updates of one training."""
 SIDES = {"before": "the weights before", "random": "random weights"}
@@ -49,7 +49,8 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
         say("not compared with other weights: there are no validation rows to choose a learning rate by")
         return
     seeds = SEEDS if wanted is None else wanted
-    sizes = [count for count in LABELS if count < len(prepared.rows["train"])] + [len(prepared.rows["train"])]
+    whole = len(prepared.rows["train"])
+    sizes = [*(count for count in LABELS if 2 * count <= whole), whole]
     per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
     clock_of = Progress(sides, sizes, seeds, say)
     if wanted is None and clock_of.work * per_step <= SECONDS:
