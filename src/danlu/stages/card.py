@@ -159,8 +159,10 @@ def few_rows(evaluation: Json) -> str:
     tested = ((evaluation.get("rows"), f"test {evaluation.get('unit', 'row')}"), (evaluation.get("answered"), "answer"))
     small = {count(n, name): n for n, name in tested if n and n < FEW}
     measured = set(evaluation.get("metrics") or {"accuracy"})  # before anything is measured, what a share would be
-    if not small or not measured - NOT_SHARES - {"token_accuracy"}:  # of tokens there are many
+    if not small:
         return ""
+    if not measured - NOT_SHARES - {"token_accuracy"}:  # of tokens there are many
+        return f"Only {' and '.join(small)}: figures of so few are rough."
     fewest = min(small.values())
     points = 100 * (proportion(fewest / 2, fewest).high - 0.5)
     return f"Only {' and '.join(small)}: a share of so few is uncertain by up to {points:.0f} points either way, and other figures are as rough."

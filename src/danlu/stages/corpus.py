@@ -240,7 +240,7 @@ def describe(
     """What preflight found in running text, JSON-ready."""
     found = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
     texts = [item.text for item in parts["train"]]
-    found["notes"] += flaws(texts, tokenizer)
+    found["notes"] += flaws(parts, tokenizer)
     lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], np.diff(rows["train"].pieces))
     size = sum(len(text.encode()) for text in texts)
     return found | {

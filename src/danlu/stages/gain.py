@@ -26,8 +26,8 @@ from danlu.training.fit import fit, swap_averages
 from danlu.training.hooks import clock
 
 
-LABELS = (100, 500, 5000)
-"""Numbers of labels looked at, as far as they are at most half of all, and all there are."""
+LABELS, MANY = (100, 500, 5000), 5000
+"""Numbers of labels looked at, and all there are; so many take long, and are only looked at where they are at most half of all."""
 SECONDS, SEEDS, FEWEST = 300.0, 5, 100
 """Longest comparison that is made without being asked for, its seeds, and the fewest updates of one training."""
 SIDES = {"before": "the weights before", "random": "random weights"}
@@ -50,7 +50,7 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
         return
     seeds = SEEDS if wanted is None else wanted
     whole = len(prepared.rows["train"])
-    sizes = [*(count for count in LABELS if 2 * count <= whole), whole]
+    sizes = [*(count for count in LABELS if count < whole and (count < MANY or 2 * count <= whole)), whole]
     per_step = float(run.read("data.json")["expected"]["seconds_per_step"])
     clock_of = Progress(sides, sizes, seeds, say)
     if wanted is None and clock_of.work * per_step <= SECONDS:

@@ -215,7 +215,7 @@ def describe(
         language = language_of(texts)
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    notes += flaws(texts, tokenizer)
+    notes += flaws(parts, tokenizer)
     cuts: dict[str, int] = {}
     for each in encoded.values():
         for reason, count in each.cut.items():
@@ -237,12 +237,13 @@ def describe(
     }
 
 
-def flaws(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    """What is often wrong with training texts."""
+def flaws(parts: Mapping[str, list[Item]], tokenizer: Tokenizer) -> list[str]:
+    """What is often wrong with texts: flaws of the training part, and special tokens written out in any part."""
+    texts = [item.text for item in parts["train"]]
     tests = ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML"))
     shares = [(share(texts, test), what) for test, what in tests]
     found = [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
-    if smuggled := sum(tokenizer.specials_in(text) > 0 for text in texts):
+    if smuggled := sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items):
         found.append(
             f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
         )
