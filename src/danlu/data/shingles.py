@@ -83,17 +83,20 @@ def _spans(values: np.ndarray, first: np.ndarray, ends: np.ndarray) -> np.ndarra
     """The polynomial sum(values[first + i] * BASE ** i) of each span, modulo 2**64 (Karp & Rabin 1987), by differences of a running sum."""
     powers, inverses = _powers(_BASE, len(values)), _powers(_INVERSE, len(values) + 1)
     sums = np.append(np.uint64(0), np.cumsum(values * powers, dtype=np.uint64))
-    return np.multiply(sums[ends] - sums[first], inverses[first])
+    found: np.ndarray = (sums[ends] - sums[first]) * inverses[first]
+    return found
 
 
 def _powers(base: np.uint64, count: int) -> np.ndarray:
     powers = np.full(count, base, np.uint64)
     powers[:1] = 1
-    return np.cumprod(powers, dtype=np.uint64)
+    running: np.ndarray = np.cumprod(powers, dtype=np.uint64)
+    return running
 
 
 def _mixed(hashes: np.ndarray) -> np.ndarray:
     """All bits of a hash depend on all of its bits (the finaliser of SplitMix64, Steele et al. 2014)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.bitwise_xor(hashes, hashes >> np.uint64(31))
+    mixed: np.ndarray = hashes ^ (hashes >> np.uint64(31))
+    return mixed
