@@ -499,3 +499,39 @@ def test_what_is_written_as_jsonl_is_read_back(tmp_path, rows):
     file = tmp_path / "a.jsonl"
     file.write_text(jsonl(rows), encoding="utf-8", newline="")
     assert [row.values for row in read(file).rows] == rows
+
+
+def test_addresses_of_fsspec_are_read_where_they_lie(tmp_path):
+    import fsspec
+
+    there = fsspec.filesystem("memory")
+    for name, word in (("one", "fire"), ("two", "water")):
+        with there.open(f"/bucket/{name}.jsonl.gz", "wb") as file:
+            file.write(gzip.compress(b'{"text": "%s"}\n' % word.encode()))
+    one = read("memory://bucket/one.jsonl.gz")
+    assert (one.name, one.format, one.rows[0].values, one.rows[0].place) == (
+        "one.jsonl.gz", "JSONL", {"text": "fire"}, "one.jsonl.gz:1",
+    )  # fmt: skip
+    both = read("memory://bucket/*.jsonl.gz")
+    assert [row.values["text"] for row in both.rows] == ["fire", "water"]
+    assert [row.place for row in both.rows] == ["memory:///bucket/one.jsonl.gz:1", "memory:///bucket/two.jsonl.gz:1"]
+    here = write(tmp_path, "one.jsonl.gz", gzip.compress(b'{"text": "fire"}\n'))
+    assert one.sha256 == read(here).sha256
+    for address, said in (
+        ("memory://bucket/three.jsonl", "no such file"),
+        ("memory://bucket/*.csv", "no file matches"),
+        ("nowhere://bucket/one", "does not know this address"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(address)
+
+
+def test_what_a_text_file_holds_is_known_only_at_its_end(tmp_path):
+    lines = [f"line {number}" for number in range(20_000)]
+    file = tmp_path / "long.txt"
+    file.write_text("\n".join(lines) + "\n")
+    assert len(read(file).rows) == 20_000
+    file.write_text("\n".join(lines) + "\n\nthe end\n")
+    found = read(file)
+    assert [row.place for row in found.rows] == ["long.txt:1", "long.txt:20002"]
+    assert found.rows[0].values["text"] == "\n".join(lines)

@@ -6,12 +6,13 @@ What in them is no document is left out and counted in `Collected.left_out`; wha
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import IO, Any, cast
 from xml.parsers import expat
 
 from danlu.core.errors import UserError
-from danlu.data.rows import Collected, RowError
+from danlu.data.rows import Collected, NoRecord, RowError
 
 
 DEEPEST = 512
@@ -70,16 +71,9 @@ def warc(stream: IO[bytes], found: Collected) -> None:
                     pass  # the iterator finds the next record behind what is read to its end
                 if not encoded and len(content) < min(expected, LARGEST):
                     raise OSError(f"its content ends after {len(content)} of {expected} bytes")
-                text: str | RowError | None = _page(content) if page else _utf8(content)
-                if not text:
-                    found.left_out["documents without text"] += 1
-                    continue
-                values = {
-                    "text": text,
-                    "url": record.headers.get("WARC-Target-URI"),
-                    "date": record.headers.get("WARC-Date"),
-                }
-                found.add(number, where, f"{where}{number}", partial(_row, values))
+                others = {"url": record.headers.get("WARC-Target-URI"), "date": record.headers.get("WARC-Date")}
+                read = partial(_document, _page if page else _utf8, content, others)
+                found.add(number, where, f"{where}{number}", read)
         if tail.last != b"\r\n\r\n":
             raise OSError("the file ends within it")
     except OSError as error:
@@ -90,36 +84,38 @@ def warc(stream: IO[bytes], found: Collected) -> None:
         ) from None
 
 
-def _page(content: bytes) -> str | RowError | None:
+def _page(content: bytes) -> str:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import detect_encoding
     from resiliparse.parse.html import HTMLTree
 
     if len(content) > LARGEST:
-        return RowError(f"a page of more than {LARGEST:,} bytes")
+        raise RowError(f"a page of more than {LARGEST:,} bytes")
     tree = HTMLTree.parse_from_bytes(content, detect_encoding(content, html5_compatible=True) or "utf-8")
     level: list[Any] = [tree.document] if content.count(b"<") > DEEPEST else []
     for _ in range(DEEPEST):
         level = [child for node in level for child in node.child_nodes]
     if level:
-        return RowError(f"HTML with more than {DEEPEST} elements within each other")
+        raise RowError(f"HTML with more than {DEEPEST} elements within each other")
     return str(extract_plain_text(tree, main_content=True, alt_texts=False)).strip()
 
 
-def _utf8(content: bytes) -> str | RowError:
+def _utf8(content: bytes) -> str:
     if len(content) > LARGEST:
-        return RowError(f"a text of more than {LARGEST:,} bytes")
+        raise RowError(f"a text of more than {LARGEST:,} bytes")
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        return RowError(f"byte 0x{content[error.start]:02x} at byte {error.start + 1} of the text is not UTF-8")
+        raise RowError(
+            f"byte 0x{content[error.start]:02x} at byte {error.start + 1} of the text is not UTF-8"
+        ) from None
 
 
-def _row(values: dict[str, Any]) -> dict[str, Any]:
-    for value in values.values():
-        if isinstance(value, RowError):
-            raise value
-    return values
+def _document(read: Callable[[bytes], str], content: bytes, others: dict[str, Any]) -> dict[str, Any]:
+    text = read(content)
+    if not text:
+        raise NoRecord("documents without text")
+    return {"text": text, **others}
 
 
 class _Dump:
@@ -170,13 +166,9 @@ class _Dump:
             self.found.left_out["pages of other namespaces"] += 1
         elif "redirect" in self.page:
             self.found.left_out["redirects"] += 1
-        elif self.found.full:
-            self.found.total += 1
-        elif text := _plain_text(self.page.get("text", ""), self.marks):
-            values = {"text": text, "title": self.page.get("title", "")}
-            self.found.add(self.number, self.where, f"{self.where}{self.number}", partial(_row, values))
         else:
-            self.found.left_out["pages without text"] += 1
+            read = partial(_article, self.page.get("text", ""), frozenset(self.marks), self.page.get("title", ""))
+            self.found.add(self.number, self.where, f"{self.where}{self.number}", read)
 
 
 def wikipedia(stream: IO[bytes], found: Collected) -> None:
@@ -205,7 +197,7 @@ def wikipedia(stream: IO[bytes], found: Collected) -> None:
         ) from None
 
 
-def _plain_text(markup: str, marks: set[str]) -> str | RowError:
+def _article(markup: str, marks: frozenset[str], title: str) -> dict[str, Any]:
     """marks: the names in front of links that are no text, such as `file` and `category`, lower case."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Tag, Wikilink
@@ -213,7 +205,7 @@ def _plain_text(markup: str, marks: set[str]) -> str | RowError:
     try:
         code = mwparserfromhell.parse(markup)
     except mwparserfromhell.parser.ParserError as error:
-        return RowError(f"markup that cannot be read: {error}")
+        raise RowError(f"markup that cannot be read: {error}") from None
     code.nodes = [
         node
         for node in code.nodes
@@ -221,7 +213,10 @@ def _plain_text(markup: str, marks: set[str]) -> str | RowError:
         and not (isinstance(node, Wikilink) and str(node.title).partition(":")[0].strip().lower() in marks)
     ]
     text = re.sub(r"__[A-Z]+__", "", str(code.strip_code(normalize=True, collapse=True)))
-    return "\n".join(line.strip() for line in text.strip().splitlines())
+    plain = "\n".join(line.strip() for line in text.strip().splitlines())
+    if not plain:
+        raise NoRecord("pages without text")
+    return {"text": plain, "title": title}
 
 
 def _needs(found: Collected, error: ImportError) -> UserError:

@@ -7,14 +7,21 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from danlu.core.errors import UserError
 from danlu.data.rows import SKIP, Collected, RowError, kind_of
+
+
+class Named(Protocol):
+    """A file here or elsewhere."""
+
+    @property
+    def name(self) -> str: ...
 
 
 PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
@@ -35,7 +42,7 @@ def utf16(head: bytes) -> str:
     return ""
 
 
-def iconv(path: Path, encoding: str) -> str:
+def iconv(path: Named, encoding: str) -> str:
     """The command that turns a file, packed or not, into UTF-8."""
     name = path.name
     packing = next((suffix for suffix in PACKINGS if name.lower().endswith(suffix)), "")
@@ -68,7 +75,7 @@ def guess_encoding(raw: bytes) -> str:
     return name
 
 
-def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str | RowError]]:
+def lines(stream: IO[bytes], path: Named) -> Iterator[tuple[int, str | RowError]]:
     """(number from 1, text with its line end), or what is wrong with the line."""
     utf8_seen = False
     for number, raw in enumerate(stream, 1):
@@ -92,7 +99,7 @@ def lines(stream: IO[bytes], path: Path) -> Iterator[tuple[int, str | RowError]]
         yield number, text
 
 
-def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Path, utf8_seen: bool) -> RowError:
+def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Named, utf8_seen: bool) -> RowError:
     where = f"byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line is not UTF-8"
     if utf8_seen:
         return RowError(f"{where}, though earlier lines are", SKIP)
@@ -104,25 +111,36 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: Path, utf8_seen: bool
     )
 
 
-def text(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> str:
-    """Documents between blank lines. Until the first of those, every line may be a document of its own."""
+HEAD = 10_000
+"""Lines of a text that are looked at before the file is read a second time to know what its documents are."""
+
+
+def text(lines: Iterator[tuple[int, str | RowError]], found: Collected, gap: Callable[[], bool]) -> str:
+    """Documents between blank lines, or one on each line if no blank one stands between two others. gap: whether one does, in all of the file."""
+    head = list(itertools.islice(lines, HEAD))
+    blocks = has_gap(line for _, line in head) or (len(head) == HEAD and gap())
     block: list[tuple[int, str | RowError]] = []
-    blocks = gap = False
-    for number, line in lines:
-        if isinstance(line, str) and not line.strip():
-            gap = bool(block)
-            continue
-        if gap:  # a blank line between two others
-            blocks, gap = True, False
+    for number, line in itertools.chain(head, lines, [(0, "")]):
+        blank = isinstance(line, str) and not line.strip()
+        if not blank:
+            block.append((number, line))
+        if block and (blank or not blocks):
             _add_text(block, found, {})
             block = []
-        block.append((number, line))
-    if blocks:
-        _add_text(block, found, {})
-        return "text, a document between blank lines"
-    for pair in block:
-        _add_text([pair], found, {})
-    return "text, a document a line"
+    return "text, a document between blank lines" if blocks else "text, a document a line"
+
+
+def has_gap(lines: Iterable[str | bytes | RowError]) -> bool:
+    """Whether a blank line stands between two others."""
+    begun = blank = False
+    for line in lines:
+        if isinstance(line, RowError) or line.strip():
+            if begun and blank:
+                return True
+            begun, blank = True, False
+        else:
+            blank = True
+    return False
 
 
 def document(lines: Iterable[tuple[int, str | RowError]], found: Collected, **others: str) -> str:
@@ -249,7 +267,7 @@ def _object(value: Any, surrogates: bool) -> dict[str, Any]:
     return value
 
 
-def json_array(stream: IO[bytes], path: Path, found: Collected) -> None:
+def json_array(stream: IO[bytes], path: Named, found: Collected) -> None:
     """A file that is one array of objects. An array has no line to go on from: if it is broken, nothing of it is read."""
     raw = stream.read().removeprefix(codecs.BOM_UTF8)
     try:
@@ -392,8 +410,8 @@ def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[
     return record
 
 
-def arrow(path: Path, content: bytes | None, found: Collected, kind: str) -> None:
-    """Parquet, or an Arrow stream or file as Hugging Face datasets writes it, batch by batch; content: of a packed file."""
+def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> None:
+    """Parquet, or an Arrow stream or file as Hugging Face datasets writes it, batch by batch; content: of a file that is packed or elsewhere."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 

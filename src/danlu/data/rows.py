@@ -82,17 +82,30 @@ class RowError(Exception):
         self.reason, self.fix = reason, fix
 
 
+class NoRecord(Exception):  # noqa: N818 (nothing is wrong)
+    """What stands at a place turns out to be no record, such as a page without text; it is counted by its `kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
 class Collected:
     """Rows and rejected rows as they come: the first `max_rows` readable ones are kept, all are counted.
 
     file: what places are named by; each file in turn when `several` are read into one.
+    mixed: whether these may be of several kinds.
     left_out: what in the files is no record, by kind, counted.
+    files: what was read, each with its SHA-256 and what it was taken for.
     """
+
+    mixed = False
 
     def __init__(self, name: str, bad_rows: str, max_rows: int | None) -> None:
         self.name, self.skip, self.limit = name, bad_rows == "skip", max_rows
         self.file, self.several = name, False
         self.left_out: Counter[str] = Counter()
+        self.files: list[dict[str, Any]] = []
         self.rows: list[Row] = []
         self.rejected: list[Rejected] = []
         self.total = 0
@@ -102,12 +115,16 @@ class Collected:
         return self.limit is not None and len(self.rows) >= self.limit
 
     def add(self, number: int, where: str, place: str, record: Callable[[], dict[str, Any]]) -> None:
+        """A record that is read by calling `record`, in another process perhaps: RowError if it cannot be, NoRecord if it is none."""
         self.total += 1
         if self.full:
             return
         try:
             row = FileRow(self.total, record(), place) if self.several else Row(number, record(), where)
             self.rows.append(row)
+        except NoRecord as found:
+            self.total -= 1
+            self.left_out[found.kind] += 1
         except RowError as bad:
             if not self.skip:
                 raise UserError(f"{place}: {bad.reason}", bad.fix) from None

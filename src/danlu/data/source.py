@@ -13,7 +13,8 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +58,7 @@ def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> 
 
     Several files of one kind: `a.jsonl,b.jsonl`, a pattern (`shards/*.jsonl`) or a folder with all below it, in the order of their paths.
     A folder of `.txt` and `.md` gives one document a file, with its path in the column `file`. A folder that Hugging Face datasets saved
-    (`save_to_disk`) gives its shards in their order.
+    (`save_to_disk`) gives its shards in their order. Addresses that fsspec knows (`s3://…`, `https://…`) are read where they lie.
 
     Python data: a pandas or polars DataFrame, an Arrow table, an iterable of dicts, or a dict of equally long columns.
     bad_rows: `error` raises at the first row that cannot be read, `skip` leaves it out and lists it in `rejected`.
@@ -67,41 +68,122 @@ def read(data: Any, *, bad_rows: str = "error", max_rows: int | None = None) -> 
     """
     if bad_rows not in ("error", "skip"):
         raise UserError(f"bad_rows: found {bad_rows!r}, expected error or skip", nearest(bad_rows, ("error", "skip")))
-    if isinstance(data, (str, os.PathLike)):
-        try:
-            return _read_files(Path(data).expanduser(), bad_rows, max_rows)
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or data}: cannot be read: {error.strerror or error}",
-                "check the path and its permissions",
-            ) from None
-    return _read_python(data, Collected("Python", bad_rows, max_rows))
+    found = Collected("Python", bad_rows, max_rows)
+    return found.source(*read_into(data, found))
+
+
+def read_into(data: Any, found: Collected) -> tuple[str, str]:
+    """What `read` reads, record by record into `found` as it comes, so that nothing but `found` decides what is held in memory.
+
+    Returns the SHA-256 and what the data was taken for.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        return _read_python(data, found)
+    try:
+        return _read_files(data, found)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or data}: cannot be read: {error.strerror or error}",
+            "check the path and its permissions",
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def _read_files(place: Path, bad_rows: str, max_rows: int | None) -> Source:
-    folder = place.is_dir()
-    files, note = _folder(place) if folder else (_named(place), "")
-    if len(files) == 1 and not folder:
-        found = Collected(files[0].name, bad_rows, max_rows)
-        return found.source(*_read_file(files[0], found))
-    found = Collected(place.name if folder else str(place), bad_rows, max_rows)
-    found.several = True
+@dataclass(frozen=True)
+class Address:
+    """A file that is not on this machine (`s3://…`, `https://…`), read through fsspec as it lies there."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+    def open(self) -> IO[bytes]:
+        stream: IO[bytes] = _remote(lambda fsspec: fsspec.open(self.url, "rb").open())
+        return stream
+
+
+def _remote(ask: Callable[[Any], Any]) -> Any:
+    """Ask fsspec; what it raises about an address or a package that is missing is bad input."""
+    import fsspec
+
+    try:
+        return ask(fsspec)
+    except FileNotFoundError as error:
+        raise UserError(f"{error}: no such file", "check the address") from None
+    except ImportError as error:
+        raise UserError(f"fsspec cannot read this address: {error}", "install the package it names") from None
+    except ValueError as error:
+        raise UserError(f"fsspec does not know this address: {error}", "expected such as s3://BUCKET/FILE") from None
+
+
+def sources_at(data: str | os.PathLike[str], mixed: bool = False) -> tuple[Path | None, list[Path | Address], str]:
+    """(the folder, if it is one; the files that are read, in order; what is to be said about others).
+
+    mixed: files may be of several kinds.
+    """
+    if "://" in str(data):
+        return None, _named_there(str(data)), ""
+    place = Path(data).expanduser()
+    if place.is_dir():
+        files, note = _folder(place, mixed)
+        return place, list(files), note
+    return None, list(_named(place)), ""
+
+
+def _read_files(data: str | os.PathLike[str], found: Collected) -> tuple[str, str]:
+    place, files, note = sources_at(data, found.mixed)
+    found.name = place.name if place else files[0].name if len(files) == 1 else str(data)
+    found.several = bool(place) or len(files) > 1
     digests, kinds = hashlib.sha256(), list[str]()
     for file in files:
-        found.file = file.relative_to(place).as_posix() if folder else str(file)
-        digest, kind = _read_file(file, found, whole=folder)
-        if kinds and kind.split(",")[0] != kinds[0].split(",")[0]:
+        found.file = _name_in(place, file) if found.several else file.name
+        before = found.total
+        digest, kind = _read_file(file, found, whole=bool(place))
+        if kinds and not found.mixed and kind.split(",")[0] != kinds[0].split(",")[0]:
             raise UserError(
                 f"{file}: found {kind}, but {files[0]} is {kinds[0]}; files that are read together are of one kind",
                 "name those of one kind, such as data='FOLDER/*.jsonl'",
             )
         kinds.append(kind)
         digests.update(f"{digest}  {found.file}\n".encode())
+        found.files.append({"name": found.file, "sha256": digest, "format": kind, "records": found.total - before})
+    if not found.several:
+        return digest, kinds[0]
     said = " or ".join(dict.fromkeys(kinds))
-    return found.source(digests.hexdigest(), f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}")
+    return digests.hexdigest(), f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}"
+
+
+def _name_in(place: Path | None, file: Path | Address) -> str:
+    return file.relative_to(place).as_posix() if place and isinstance(file, Path) else str(file)
+
+
+def _named_there(data: str) -> list[Path | Address]:
+    """The files of one or several addresses, separated by commas, patterns among them; a path may stand between."""
+    files: list[Path | Address] = []
+    for part in filter(None, data.split(",")):
+        if "://" not in part:
+            files += _named(Path(part).expanduser())
+        elif "*" in part:
+            protocol = part.partition("://")[0]
+            found = _remote(partial(_matching, part))
+            files += [Address(each if "://" in each else f"{protocol}://{each}") for each in sorted(found)]
+        else:
+            files.append(Address(part))
+    if not files:
+        raise UserError(f"{data}: no file matches", "check the address")
+    return files
+
+
+def _matching(pattern: str, fsspec: Any) -> list[str]:
+    files: list[str] = fsspec.core.url_to_fs(pattern)[0].glob(pattern)
+    return files
 
 
 def _named(place: Path) -> list[Path]:
@@ -118,8 +200,8 @@ def _named(place: Path) -> list[Path]:
     return matching
 
 
-def _folder(place: Path) -> tuple[list[Path], str]:
-    """The files of a folder that hold its rows, and what is to be said about the others."""
+def _folder(place: Path, mixed: bool) -> tuple[list[Path], str]:
+    """The files of a folder that hold its rows, and what is to be said about the others. mixed: they may be of several kinds."""
     state = place / "state.json"
     if (place / "dataset_dict.json").is_file() and not state.is_file():
         inside = sorted(entry.name for entry in place.iterdir() if (entry / "state.json").is_file())
@@ -142,9 +224,11 @@ def _folder(place: Path) -> tuple[list[Path], str]:
     for path in every:
         kind = FORMATS.get(_suffix(path))
         if kind and path.name not in ABOUT:
-            kinds.setdefault("text" if kind == "Markdown" else kind, []).append(path)
+            kinds.setdefault("text" if kind == "Markdown" and not mixed else kind, []).append(path)
     if len(kinds) > 1:
-        kinds.pop("text", None)  # a table's README
+        kinds.pop("Markdown" if mixed else "text", None)  # a table's README
+    if mixed and kinds:
+        kinds = {"": sorted(path for files in kinds.values() for path in files)}
     if len(kinds) != 1:
         found = "; ".join(f"{kind}: {files[0].relative_to(place)}" for kind, files in kinds.items())
         raise UserError(
@@ -176,8 +260,8 @@ def _splits(place: Path, splits: Mapping[str, str]) -> UserError:
 class _Hashed(io.RawIOBase):
     """A file that is hashed while it is read, so that it is read once."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb", buffering=0)
+    def __init__(self, path: Path | Address) -> None:
+        self.file: Any = path.open("rb", buffering=0) if isinstance(path, Path) else path.open()
         self.hash = hashlib.sha256()
         self.count = 0
 
@@ -242,19 +326,31 @@ BOMB_BYTES, BOMB_RATIO = 1 << 28, 200
 """A packed file may always unpack to 256 MB, and to more as long as that is under 200 times what was read of it."""
 
 
-def _read_file(path: Path, found: Collected, whole: bool = False) -> tuple[str, str]:
-    """Adds the file's records to `found`; its SHA-256, and what it was taken for. whole: a text is one document, with the column `file`."""
-    _expect_file(path)
+def _opened(raw: _Hashed, found: Collected) -> tuple[io.BufferedReader[Any], bool]:
+    """A file as a stream of what is in it, and whether it is packed."""
+    stream: io.BufferedReader[Any] = io.BufferedReader(raw, 1 << 20)
+    start = stream.peek(6)
+    packing = next((kind for mark, kind in PACKED.items() if start.startswith(mark)), None)
+    if packing is None:
+        return stream, False
+    return io.BufferedReader(_Unpacked(packing, raw, stream, found), 1 << 20), True
+
+
+def _has_gap(path: Path | Address, found: Collected) -> bool:
     with _Hashed(path) as raw:
-        stream: io.BufferedReader[Any] = io.BufferedReader(raw, 1 << 20)
-        start = stream.peek(6)
-        packing = next((kind for mark, kind in PACKED.items() if start.startswith(mark)), None)
-        if packing:
-            stream = io.BufferedReader(_Unpacked(packing, raw, stream, found), 1 << 20)
+        return formats.has_gap(_opened(raw, found)[0])
+
+
+def _read_file(path: Path | Address, found: Collected, whole: bool = False) -> tuple[str, str]:
+    """Adds the file's records to `found`; its SHA-256, and what it was taken for. whole: a text is one document, with the column `file`."""
+    if isinstance(path, Path):
+        _expect_file(path)
+    with _Hashed(path) as raw:
+        stream, packing = _opened(raw, found)
         head = stream.peek(1 << 16)[: 1 << 16]
         kind = _format(path, head)
         if kind in ("Parquet", "Arrow"):
-            formats.arrow(path, stream.read() if packing else None, found, kind)
+            formats.arrow(path, None if isinstance(path, Path) and not packing else stream.read(), found, kind)
             return raw.finish(), kind
         if kind == "WARC":
             archives.warc(stream, found)
@@ -275,7 +371,7 @@ def _read_file(path: Path, found: Collected, whole: bool = False) -> tuple[str, 
         elif kind == "Markdown" or (kind == "text" and whole):
             kind = formats.document(lines, found, **({"file": found.file} if whole else {}))
         elif kind == "text":
-            kind = formats.text(lines, found)
+            kind = formats.text(lines, found, partial(_has_gap, path, found))
         else:
             kind = formats.table(lines, kind, found)
         return raw.finish(), kind
@@ -301,14 +397,14 @@ def _expect_file(path: Path) -> None:
         raise UserError(f"{path}: the file is empty (0 bytes)", "put data into it, or name another file")
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: Path | Address) -> str:
     name = path.name.lower()
     for packing in formats.PACKINGS:
         name = name.removesuffix(packing)
     return Path(name).suffix
 
 
-def _format(path: Path, head: bytes) -> str:
+def _format(path: Path | Address, head: bytes) -> str:
     """By content where a mark says it for sure, else by extension, else by the first character."""
     if head.startswith(b"PAR1"):
         return "Parquet"
@@ -357,13 +453,13 @@ def _json_line(text: bytes) -> bool:
 # --------------------------------------------------------------------------------------------------------------- Python
 
 
-def _read_python(data: Any, found: Collected) -> Source:
+def _read_python(data: Any, found: Collected) -> tuple[str, str]:
     records, format_name = _records(data)
     digest = hashlib.sha256()
     for number, record in enumerate(records, 1):
         found.add(number, "row ", f"row {number}", partial(_plain_row, record, digest))
     digest.update(str(found.total).encode())
-    return found.source(digest.hexdigest(), format_name)
+    return digest.hexdigest(), format_name
 
 
 def _records(data: Any) -> tuple[Iterable[Any], str]:
