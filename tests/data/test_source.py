@@ -516,8 +516,7 @@ def test_addresses_of_fsspec_are_read_where_they_lie(tmp_path):
     assert [row.values["text"] for row in both.rows] == ["fire", "water"]
     assert [row.place for row in both.rows] == ["memory:///bucket/one.jsonl.gz:1", "memory:///bucket/two.jsonl.gz:1"]
     here = tmp_path / "one.jsonl.gz"
-    here.write_bytes(gzip.compress(b'{"text": "fire"}
-', mtime=0))
+    here.write_bytes(gzip.compress(b'{"text": "fire"}\n', mtime=0))
     assert one.sha256 == read(here).sha256
     for address, said in (
         ("memory://bucket/three.jsonl", "no such file"),
