@@ -1,4 +1,4 @@
-"""Where downloaded and converted things are kept, and how a directory comes into being whole or not at all."""
+"""Where downloaded and converted things are kept, and how a file or a folder comes into being whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,7 @@ def cache_folder() -> Path:
 
 
 def build_once(target: Path, build: Callable[[Path], None], log: Callable[[str], None] = print) -> Path:
-    """`target`, built by `build(empty folder)` if it is not there: by one process, while others wait for it.
-
-    The folder is filled beside its place, flushed to the disk, and renamed: it is whole or absent whatever happens in between.
-    """
+    """`target`, built by `build(empty folder)` if it is not there: by one process, while others wait for it."""
     from filelock import FileLock, Timeout
 
     if target.is_dir():
@@ -53,26 +51,48 @@ def build_once(target: Path, build: Callable[[Path], None], log: Callable[[str],
     with lock:
         if target.is_dir():
             return target
-        for left in target.parent.glob(f".{target.name}.*.partial"):  # of a process that was killed: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
-            build(partial)
-            partial.chmod(0o755)
-            flush(partial)
-            partial.rename(target)
-            sync(target.parent)
+            with whole(target, alone=True) as building:
+                building.mkdir()
+                build(building)
         except OSError as error:
             raise UserError(f"{target.name} could not be written to the cache {cache_folder()}: {error}", FIX) from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def flush(folder: Path) -> None:
-    """Every file of `folder`, then the folder itself, to the disk (fsync)."""
-    for path in [*sorted(folder.rglob("*")), folder]:
-        sync(path)
+@contextlib.contextmanager
+def whole(target: Path, alone: bool = False) -> Iterator[Path]:
+    """A path where nothing is, to write a file or a folder to, which then becomes `target`: whole or not at all.
+
+    It lies beside `target`, is flushed to the disk and renamed; after an error nothing of it stays.
+
+    alone: this process holds the lock of the place: what a killed one left is cleared, a folder that is there is replaced.
+        Otherwise only a file is replaced, or an empty folder; another folder is an OSError.
+    """
+    building = target.with_name(f".building-{target.name}-{threading.get_native_id()}")
+    replaced = building.with_name(f"{building.name}-replaced")
+    left = re.compile(rf"\.building-{re.escape(target.name)}-\d+(-replaced)?")
+    for path in target.parent.glob(".building-*"):
+        if path == building or (alone and left.fullmatch(path.name)):
+            remove(path)
+    try:
+        yield building
+        for path in [*sorted(building.rglob("*")), building]:
+            sync(path)
+        if alone and target.is_dir():  # never half deleted
+            target.rename(replaced)
+        building.replace(target)
+        sync(target.parent)
+    finally:
+        remove(building)
+        remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all it holds, as far as it is there and the disk allows."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -85,17 +105,9 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A small JSON file, atomically."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    written = Path(file.name)
-    written.chmod(0o644)
-    written.replace(path)
+    """A small JSON file, whole or not at all."""
+    with whole(path) as building:
+        building.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -1,20 +1,18 @@
 """Checkpoints: a directory that is either whole and verified, or not there.
 
-Written beside its place, flushed to the disk, sealed by a manifest of SHA-256 sums, renamed. Tensors lie in safetensors, the rest
-in JSON; nothing is ever unpickled.
+Sealed by a manifest of SHA-256 sums. Tensors lie in safetensors, the rest in JSON; nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import flush, sha256, sync
+from danlu.core.cache import remove, sha256, whole
 from danlu.core.errors import UserError
 
 
@@ -50,44 +48,26 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
     Raises:
         UserError: the disk is full or cannot be written; nothing half-written stays, earlier checkpoints are untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    building = folder / f".building-{step:08d}-{os.getpid()}"
-    replaced = folder / f"{building.name}-replaced"
-    shutil.rmtree(building, ignore_errors=True)
     try:
-        building.mkdir()
-        for name, part in tensors.items():
-            save_file(
-                {key: value.detach().contiguous() for key, value in part.items()}, building / f"{name}.safetensors"
-            )
-        (building / "state.json").write_text(json.dumps(state, ensure_ascii=False), "utf-8")
-        files = {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())
-        }
-        (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
-        flush(building)
-        if final.exists():  # the same step again, after a resume from an earlier one; never half deleted
-            final.rename(replaced)
-        building.rename(final)
-        sync(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(building, ignore_errors=True)
-        free = shutil.disk_usage(folder).free
+        with whole(final, alone=True) as building:  # the same step may be there, after a resume from an earlier one
+            building.mkdir()
+            for name, part in tensors.items():
+                held = {key: value.detach().contiguous() for key, value in part.items()}
+                save_file(held, building / f"{name}.safetensors")
+            (building / "state.json").write_text(json.dumps(state, ensure_ascii=False), "utf-8")
+            files = {
+                path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())
+            }
+            (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        free, said = shutil.disk_usage(folder).free, getattr(error, "strerror", None) or error
         raise UserError(
-            f"{final}: the checkpoint could not be written ({error.strerror or error}; {free / 1e6:,.0f} MB free)",
-            "make room, then `danlu resume` the run: it goes on from the checkpoint before",
-        ) from error
-    except Exception as error:  # safetensors reports a full disk as an error of its own
-        shutil.rmtree(building, ignore_errors=True)
-        if "SafetensorError" not in type(error).__name__:
-            raise
-        free = shutil.disk_usage(folder).free
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({error}; {free / 1e6:,.0f} MB free)",
+            f"{final}: the checkpoint could not be written ({said}; {free / 1e6:,.0f} MB free)",
             "make room, then `danlu resume` the run: it goes on from the checkpoint before",
         ) from error
     return Checkpoint(final, step)
@@ -126,7 +106,7 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None
     needs: the step that a kept checkpoint cannot do without (its best); that one stays too.
     """
     for left in folder.glob(".building-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
     kept: list[Checkpoint] = []
     old: list[Path] = []
     for path in sorted(folder.glob("step-*"), reverse=True):

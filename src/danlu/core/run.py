@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danlu.core.cache import whole
 from danlu.core.errors import UserError, nearest
 from danlu.core.types import IMAGE_TASKS
 
@@ -231,21 +232,18 @@ def create(path: Path, fill: Callable[[Run], None] = lambda _: None, **facts: An
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"out={path} exists and is not a danlu run", "name an empty or new directory")
-    building = path.with_name(f".{path.name}.building-{os.getpid()}")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        run = Run(building)
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        run.write("run.json", {"format": FORMAT, "name": path.name, "status": "running", "created": created, **facts})
-        fill(run)
-        building.rename(path)
+        with whole(path) as building:
+            building.mkdir(parents=True)
+            run = Run(building)
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            begun = {"format": FORMAT, "name": path.name, "status": "running", "created": created}
+            run.write("run.json", {**begun, **facts})
+            fill(run)
     except OSError as error:
         raise UserError(
             f"out={path} cannot be written: {error.strerror or error}", "make room, or name a directory you may write"
         ) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Run(path)
 
 
@@ -331,15 +329,10 @@ def delete(run: Run) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    building = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with building.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(path)
+        with whole(path) as building:
+            building.write_text(text, "utf-8")
     except OSError as error:
-        building.unlink(missing_ok=True)
         raise UserError(
             f"{path} could not be written ({error.strerror})", "make room or choose another place with out=DIR"
         ) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from danlu.core import checkpoint
-from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, write_json
+from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, whole, write_json
 from danlu.core.errors import UserError, nearest
 from danlu.core.run import find_run, is_run, nearby
 from danlu.models.catalogue import MODELS, Entry, Member
@@ -527,12 +527,8 @@ def save(
         return
     kind = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     config |= {key: kind for key in ("torch_dtype", "dtype") if key == "torch_dtype" or key in config}
-    building = folder / ".model.safetensors.partial"
-    try:
+    with whole(folder / "model.safetensors") as building:
         save_file(tensors, building, {"format": "pt"})
-        building.replace(folder / "model.safetensors")
-    finally:
-        building.unlink(missing_ok=True)
     write_json(folder / "config.json", config)
 
 

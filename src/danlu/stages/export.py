@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from danlu.core.cache import whole
 from danlu.core.errors import UserError, nearest
 from danlu.core.run import Run
 from danlu.models import gguf as reader
@@ -56,19 +55,13 @@ def export(run: Run, out: Path | None = None, kind: str = "gguf", dtype: str = "
     if not isinstance(opened.model, Decoder) or architecture not in reader.CLASSES or any(windows(full)):
         able = f"{', '.join(reader.CLASSES)} without sliding windows"
         raise UserError(f"{run.path} has the architecture {architecture!r}; exported to GGUF are {able}", INSTEAD)
-    building = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(building, opened, full, dtype)
-        with building.open("rb") as file:
-            os.fsync(file.fileno())
-        building.replace(out)
+        with whole(out) as building:
+            _write(building, opened, full, dtype)
     except OSError as error:
         said = error.strerror or error
         raise UserError(f"{out} could not be written: {said}", "make room, or give another out=") from error
-    finally:
-        with contextlib.suppress(OSError):
-            building.unlink()
     size = out.stat().st_size
     return {"file": str(out), "bytes": size, "dtype": dtype, "task": task, "system": opened.system}
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from danlu.core import checkpoint, device
-from danlu.core.cache import flush, sha256
+from danlu.core.cache import sha256, whole
 from danlu.core.config import Setting
 from danlu.core.errors import Interrupted, UserError
 from danlu.core.run import Run, create, fresh_name, is_run, write_text
@@ -223,21 +223,18 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
 
 def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
     """Once, before the first step: start/ holds what checkpoints do not, so that any of them can start another run."""
-    place, building = run.path / "start", run.path / f".start-{os.getpid()}"
+    place = run.path / "start"
     lora = prepared.experiment.model.method == "lora"
     if place.is_dir() or (lora and prepared.weights.adapter is not None):
         return
-    for left in run.path.glob(".start-*"):  # of a process that was killed here
-        shutil.rmtree(left)
-    building.mkdir()
-    prepared.processor.save(building)
-    if lora:
-        adapter.save(built.model, building, prepared.weights.base)
-    else:
-        trained = [name for learner in built.task.learners().values() for name in learner.parameters]
-        pretrained.save(built.model, building, without=trained)
-    flush(building)
-    building.rename(place)
+    with whole(place, alone=True) as building:
+        building.mkdir()
+        prepared.processor.save(building)
+        if lora:
+            adapter.save(built.model, building, prepared.weights.base)
+        else:
+            trained = [name for learner in built.task.learners().values() for name in learner.parameters]
+            pretrained.save(built.model, building, without=trained)
 
 
 def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepared:
@@ -376,31 +373,25 @@ def listening(interrupt: hooks.Interrupt) -> Iterator[None]:
 
 def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
     """The final model in the Hugging Face layout: an adapter naming its base, or whole weights; all or nothing."""
-    for left in run.path.glob(".model-*"):  # of a process that was killed here
-        shutil.rmtree(left)
-    building = run.path / f".model-{os.getpid()}"
+    lora = prepared.experiment.model.method == "lora"
     try:
-        building.mkdir()
-        prepared.processor.save(building)
-        lora = prepared.experiment.model.method == "lora"
-        if lora and prepared.weights.adapter is None:
-            adapter.save(built.model, building, prepared.weights.base)
-        elif lora:  # an adapter on merged weights: whole again, in float32
-            whole = build(in_float32(prepared), lambda _: None)
-            with torch.no_grad():
-                for name, parameter in whole.task.learners()["model"].parameters.items():
-                    parameter.copy_(built.task.learners()["model"].parameters[name])
-            pretrained.save(adapter.merge(whole.model), building)
-        else:
-            pretrained.save(built.model, building)
-        settings = prepared.base.folder / "generation_config.json"
-        if settings.is_file():
-            shutil.copyfile(settings, building / settings.name)
-        flush(building)
-        shutil.rmtree(run.model, ignore_errors=True)
-        building.rename(run.model)
+        with whole(run.model, alone=True) as building:
+            building.mkdir()
+            prepared.processor.save(building)
+            if lora and prepared.weights.adapter is None:
+                adapter.save(built.model, building, prepared.weights.base)
+            elif lora:  # an adapter on merged weights: whole again, in float32
+                exact = build(in_float32(prepared), lambda _: None)
+                with torch.no_grad():
+                    for name, parameter in exact.task.learners()["model"].parameters.items():
+                        parameter.copy_(built.task.learners()["model"].parameters[name])
+                pretrained.save(adapter.merge(exact.model), building)
+            else:
+                pretrained.save(built.model, building)
+            settings = prepared.base.folder / "generation_config.json"
+            if settings.is_file():
+                shutil.copyfile(settings, building / settings.name)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(building, ignore_errors=True)
         raise UserError(
             f"{run.model} could not be written ({error})", f"make room, then: danlu resume {run.path}"
         ) from error

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from danlu.core.cache import flush, sha256, write_json
+from danlu.core.cache import sha256, whole, write_json
 from danlu.core.errors import UserError
 from danlu.core.run import write_text
 from danlu.data.options import DataOptions
@@ -150,22 +148,18 @@ def _absent(package: str, version: str, _: Path) -> Path:
 
 
 def write(out: Path, made: Tokenizer, found: dict[str, Any]) -> None:
-    """The folder, filled beside its place, flushed and renamed."""
-    building = out.with_name(f".{out.name}.building-{os.getpid()}")
+    """The folder, whole or not at all."""
     try:
-        building.mkdir(parents=True)
-        made.save(building)
-        found["sha256"] = sha256(building / "tokenizer.json")
-        write_json(building / FILES["figures"], found)
-        write_text(building / FILES["page"], page(out.name, found))
-        flush(building)
-        building.rename(out)
+        with whole(out) as building:
+            building.mkdir(parents=True)
+            made.save(building)
+            found["sha256"] = sha256(building / "tokenizer.json")
+            write_json(building / FILES["figures"], found)
+            write_text(building / FILES["page"], page(out.name, found))
     except OSError as error:
         raise UserError(
             f"out={out} cannot be written: {error.strerror or error}", "make room, or name a folder you may write"
         ) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 COLUMNS = {
