@@ -108,7 +108,7 @@ def finished(call: Call, run: Any) -> None:
 
 
 def prepare(call: Call) -> None:
-    from danlu.stages.vocabulary import figures, tokenizer
+    from danlu.stages.tokenizer import figures, tokenizer
 
     usage = COMMANDS["prepare"].usage
     if call.words != ["tokenizer"]:
