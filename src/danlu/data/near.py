@@ -1,0 +1,294 @@
+"""Texts that are nearly the same: MinHash signatures (Broder 1997) in bands (Leskovec et al., Mining of Massive Datasets, 3.4).
+
+Alike are texts of which `threshold` of all runs of five words stand in both (Jaccard). What is alike through others is one cluster, and
+its first text is the one that the rest repeats. In memory (`clusters`), or over files of any number of documents (`write`, `repeats`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from danlu.data.clean import normal_form
+from danlu.data.shingles import runs
+
+
+WORDS = 5
+"""In a run: usual for near duplicates of documents (Penedo et al. 2024, FineWeb)."""
+PERMUTATIONS = 128
+THRESHOLD = 0.8
+PARTITION = 1 << 16
+"""Documents whose hashes of one band are in memory at a time."""
+COMPARED = 1 << 12
+"""Pairs whose signatures are in memory at a time."""
+LEADERS = 16
+"""A document is compared with so many others of its bucket that are unlike each other: in a larger crowd each is like thousands by half."""
+
+_EMPTY = np.uint32(0xFFFFFFFF)
+_PLACE = np.uint64((1 << 24) - 1)  # the low bits of a band's hash give way to the place in the chunk
+_LAST = ~_PLACE  # where a band's hashes end: what is like nothing stands behind it
+_RECORD = np.dtype([("key", np.uint64, 2), ("signature", np.uint32, PERMUTATIONS)])
+
+
+# ----------------------------------------------------------------------------------------------------------- signatures
+
+
+def signatures(texts: Sequence[str], permutations: int = PERMUTATIONS) -> np.ndarray:
+    """uint32 [texts, permutations]: the share of equal columns of two rows estimates the Jaccard similarity of two texts.
+
+    Its standard error is sqrt(s (1 - s) / permutations): 0.035 at 0.8 of 128. A text without words has 2**32 - 1 everywhere.
+    Permutations are x -> a x + b modulo 2**32, a odd, of a hash that is mixed already (`affine32` of datasketch 2).
+    """
+    a, b = (
+        np.random.PCG64(permutations).random_raw((2, permutations)).astype(np.uint32)
+    )  # the same in every version of numpy
+    a |= np.uint32(1)
+    found = []
+    for hashes, starts in runs(texts, WORDS):
+        each = np.full((permutations, len(starts) - 1), _EMPTY)
+        filled = np.flatnonzero(np.diff(starts))
+        values = (hashes >> np.uint64(32)).astype(np.uint32)
+        for row in range(permutations if len(filled) else 0):
+            each[row, filled] = np.minimum.reduceat(values * a[row] + b[row], starts[filled])
+        found.append(each.T)
+    return np.concatenate([*found, np.empty((0, permutations), np.uint32)])
+
+
+@cache
+def bands(threshold: float = THRESHOLD, permutations: int = PERMUTATIONS) -> tuple[int, int]:
+    """(bands, rows): how to cut a signature so that texts alike by `threshold` share a band, and others seldom.
+
+    The least sum of the areas under the curve left of the threshold and above it on its right. A miss weighs nineteen times what a
+    candidate in vain does, since candidates are looked at again.
+    """
+    at = (np.arange(1000) + 0.5) / 1000
+    right = at >= threshold
+    choices = [(b, r) for r in range(1, permutations + 1) for b in range(1, permutations // r + 1)]
+    return min(
+        choices, key=lambda each: float(np.where(right, 19 * (1 - _caught(at, *each)), _caught(at, *each)).sum())
+    )
+
+
+def curve(bands: int, rows: int) -> dict[float, float]:
+    """Similarity -> the probability that two such texts share a band: 1 - (1 - s^rows)^bands, at 0.5, 0.6 … 1."""
+    return {s / 10: float(_caught(np.array(s / 10), bands, rows)) for s in range(5, 11)}
+
+
+def _caught(similarity: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    caught: np.ndarray = 1 - (1 - similarity**rows) ** bands
+    return caught
+
+
+def band_hashes(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """uint64 [bands, texts]: one hash of `rows` columns each, equal where all of them are."""
+    hashes = np.zeros((bands, len(signatures)), np.uint64)
+    for row in range(rows):
+        hashes = (hashes ^ signatures[:, row : bands * rows : rows].T) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+# --------------------------------------------------------------------------------------------------------------- chunks
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Documents as they are looked for and compared.
+
+    bands: uint64 [1 + bands, documents], of each band the hashes in order, the lowest 24 bits replaced by the document's place in the
+    chunk; the first band is that of the exact text. records: [documents], `key` uint64 [2], 128 bits of the normal form, and `signature`.
+    """
+
+    bands: np.ndarray
+    records: np.ndarray
+
+
+def chunk(texts: Sequence[str], threshold: float = THRESHOLD) -> Chunk:
+    """At most 2**24 texts."""
+    if len(texts) > _PLACE:
+        raise ValueError(f"{len(texts)} texts in one chunk")
+    digests = (hashlib.blake2b(normal_form(text).encode("utf-8", "surrogatepass"), digest_size=16) for text in texts)
+    records = np.empty(len(texts), _RECORD)
+    records["key"] = np.frombuffer(b"".join(each.digest() for each in digests), "<u8").reshape(-1, 2)
+    records["signature"] = signatures(texts)
+    near = band_hashes(records["signature"], *bands(threshold))
+    hashes = np.minimum(np.concatenate([records["key"][None, :, 0], near]), _LAST - np.uint64(1))
+    hashes[1:, records["signature"][:, 0] == _EMPTY] = _LAST
+    return Chunk(np.sort(hashes & ~_PLACE | np.arange(len(texts), dtype=np.uint64), axis=1), records)
+
+
+def write(stem: Path, texts: Sequence[str], threshold: float = THRESHOLD) -> None:
+    """A chunk's texts as `STEM.bands.npy` and `STEM.records.npy`."""
+    made = chunk(texts, threshold)
+    for name, array in (("bands", made.bands), ("records", made.records)):
+        _save(Path(f"{stem}.{name}.npy"), array.dtype, array.shape, [array])
+
+
+def read(stem: Path) -> Chunk:
+    """What `write` wrote; of the files only what is looked at is read."""
+    return Chunk(np.load(f"{stem}.bands.npy", mmap_mode="r"), np.load(f"{stem}.records.npy", mmap_mode="r"))
+
+
+# -------------------------------------------------------------------------------------------------------------- repeats
+
+
+def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> np.ndarray:
+    """int64 [texts]: for each the position of the first one alike, directly or through others; its own where there is none before it."""
+    made, file = chunk(texts, threshold), io.BytesIO()
+    forest = _Forest(file, len(texts))
+    _join([lambda: made], 0, forest, threshold)
+    exact = np.concatenate([np.empty(0, bool), *(above != own for own, above in forest.pieces())])
+    for band in range(1, len(made.bands)):
+        _join([lambda: made], band, forest, threshold, exact)
+    forest.flatten()
+    return np.frombuffer(file.getvalue(), np.int64)
+
+
+def repeats(stems: Sequence[Path], out: Path, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+    """Over the chunks that `write` wrote, documents counted through: the files `OUT.first.npy` and `OUT.exact.npy`, mapped.
+
+    first: int64 [documents], the first document that each repeats, or -1. exact: bool [documents], whether an earlier document has the
+    same normal form. Both are the same for any cut into chunks. Memory is bounded: by `PARTITION` hashes or the largest bucket of texts
+    that share a band, and by one chunk's file, of which parts are mapped.
+    """
+    chunks = [partial(read, stem) for stem in stems]
+    first, exact, trees = Path(f"{out}.first.npy"), Path(f"{out}.exact.npy"), Path(f"{out}.trees")
+    with trees.open("w+b", buffering=0) as file:
+        forest = _Forest(file, sum(len(each().records) for each in chunks))
+        _join(chunks, 0, forest, threshold)
+        _save(exact, np.bool_, (forest.count,), (above != own for own, above in forest.pieces()))
+        skipped = np.load(exact, mmap_mode="r")
+        for band in range(1, 1 + bands(threshold)[0]):
+            _join(chunks, band, forest, threshold, skipped)
+        forest.flatten()
+        _save(first, np.int64, (forest.count,), (np.where(above == own, -1, above) for own, above in forest.pieces()))
+    trees.unlink()
+    return np.load(first, mmap_mode="r"), np.load(exact, mmap_mode="r")
+
+
+def _save(path: Path, kind: Any, shape: tuple[int, ...], pieces: Iterable[np.ndarray]) -> None:
+    """An array that comes in pieces; its file is whole or not there."""
+    aside = path.with_suffix(".partial")
+    with aside.open("wb") as file:
+        described = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, described)
+        file.writelines(piece.data for piece in pieces)
+    aside.replace(path)
+
+
+class _Forest:
+    """Disjoint sets (Tarjan 1975) of documents, each under its first one: an int64 a document in a file, so that memory stays as it is."""
+
+    def __init__(self, file: BinaryIO, count: int) -> None:
+        self.file, self.count = file, count
+        file.writelines(np.arange(at, min(at + PARTITION, count)).tobytes() for at in range(0, count, PARTITION))
+
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Documents in order, and the one above each."""
+        for at in range(0, self.count, PARTITION):
+            self.file.seek(8 * at)
+            above = np.frombuffer(self.file.read(8 * PARTITION), np.int64)
+            yield np.arange(at, at + len(above)), above
+
+    def above(self, one: int) -> int:
+        self.file.seek(8 * one)
+        return int.from_bytes(self.file.read(8), sys.byteorder)
+
+    def put(self, one: int, above: int) -> None:
+        self.file.seek(8 * one)
+        self.file.write(above.to_bytes(8, sys.byteorder))
+
+    def root(self, one: int) -> int:
+        path = []
+        while (above := self.above(one)) != one:
+            path.append(one)
+            one = above
+        for each in path[:-1]:
+            self.put(each, one)
+        return one
+
+    def join(self, one: int, two: int) -> None:
+        one, two = sorted((self.root(one), self.root(two)))
+        if one != two:
+            self.put(two, one)
+
+    def flatten(self) -> None:
+        """Every document directly under the first of its set."""
+        for own, above in self.pieces():
+            for one in own[above != own].tolist():
+                self.root(one)
+
+
+def _join(
+    chunks: Sequence[Callable[[], Chunk]],
+    band: int,
+    forest: _Forest,
+    threshold: float,
+    skipped: np.ndarray | None = None,
+) -> None:
+    """What shares a hash of this band and is alike becomes one set; a part of all hashes at a time.
+
+    skipped: bool [documents], those that are in a set with one that has the same signature.
+    """
+    starts = np.cumsum([0, *(len(each().records) for each in chunks)])
+
+    def alike(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        found = np.empty(len(one), bool)
+        for at in range(0, len(one), COMPARED):
+            piece = slice(at, at + COMPARED)
+            left, right = _records(chunks, starts, one[piece]), _records(chunks, starts, two[piece])
+            field, least = ("signature", threshold) if band else ("key", 1)
+            found[piece] = (left[field] == right[field]).mean(axis=1) >= least
+        return found
+
+    parts = max(1, -(-forest.count // PARTITION))
+    edges = [(int(_LAST) * at // parts) & int(_LAST) for at in range(parts + 1)]
+    for low, high in pairwise(edges):
+        found = []
+        for start, each in zip(starts.tolist(), chunks, strict=False):
+            row = each().bands[band]
+            begin, end = np.searchsorted(row, np.array([low, high], np.uint64))
+            part = row[begin:end]
+            if skipped is not None:
+                part = part[~skipped[start : start + len(row)][part & _PLACE]]
+            found.append((part & ~_PLACE, (part & _PLACE).astype(np.int64) + start))
+        hashes, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
+        for one, two in _pairs(hashes, numbers, alike):
+            for pair in zip(one.tolist(), two.tolist(), strict=True):
+                forest.join(*pair)
+
+
+def _pairs(
+    hashes: np.ndarray, numbers: np.ndarray, alike: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each bucket of equal hashes the first is compared with all others, then the first of those that are unlike it, and so on."""
+    order = np.lexsort((numbers, hashes))
+    hashes, numbers = hashes[order], numbers[order]
+    for _ in range(LEADERS):
+        if not len(hashes):
+            return
+        leads = np.append(True, hashes[1:] != hashes[:-1])
+        leaders = numbers[leads][np.cumsum(leads) - 1]
+        rest = np.flatnonzero(~leads)
+        same = alike(leaders[rest], numbers[rest])
+        yield leaders[rest[same]], numbers[rest[same]]
+        hashes, numbers = hashes[rest[~same]], numbers[rest[~same]]
+
+
+def _records(chunks: Sequence[Callable[[], Chunk]], starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Of these documents, wherever they are."""
+    found = np.empty(len(numbers), _RECORD)
+    owners = np.searchsorted(starts, numbers, side="right") - 1
+    for owner in np.unique(owners).tolist():
+        here = np.flatnonzero(owners == owner)
+        found[here] = chunks[owner]().records[numbers[here] - starts[owner]]
+    return found
