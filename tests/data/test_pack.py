@@ -8,6 +8,7 @@ import torch
 
 from danlu.data import pack
 from danlu.data.loader import IGNORED
+from danlu.data.pack import Tokens
 from danlu.models import decoder, encoder
 
 
@@ -17,7 +18,7 @@ NUMBERS = range(10, 10 + len(DOCUMENTS))
 
 
 def test_each_token_of_a_stream_is_learned_once_and_rows_are_equally_long():
-    rows = pack.stream(DOCUMENTS, NUMBERS, 16)
+    rows = pack.stream(Tokens.of(DOCUMENTS, NUMBERS), 16)
     assert rows.lengths.tolist() == [16] * 5 + [10] and rows.size == 90
     batch = rows.batch(range(len(rows)))
     assert batch.ids.tolist() == np.concatenate(DOCUMENTS).tolist()
@@ -30,8 +31,8 @@ def test_each_token_of_a_stream_is_learned_once_and_rows_are_equally_long():
 
 
 def test_a_measured_document_does_not_depend_on_its_neighbours():
-    rows = pack.stream(DOCUMENTS, NUMBERS, 16, aligned=True)
-    alone = [pack.stream([each], [number], 16) for number, each in zip(NUMBERS, DOCUMENTS, strict=True)]
+    rows = pack.stream(Tokens.of(DOCUMENTS, NUMBERS), 16, aligned=True)
+    alone = [pack.stream(Tokens.of([each], [number]), 16) for number, each in zip(NUMBERS, DOCUMENTS, strict=True)]
     mine = [rows.batch([row]) for row in range(len(rows))]
     theirs = [each.batch([row]) for each in alone for row in range(len(each))]
     assert [(b.ids.tolist(), b.targets.tolist(), b.lengths, b.rows) for b in mine] == [
@@ -41,11 +42,11 @@ def test_a_measured_document_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_no_documents_make_no_rows(aligned):
-    assert len(pack.stream([], [], 8, aligned)) == 0 and len(pack.whole([], [], 8, [1], [2])) == 0
+    assert len(pack.stream(Tokens.of([], []), 8, aligned)) == 0 and len(pack.whole(Tokens.of([], []), 8, [1], [2])) == 0
 
 
 def test_pieces_for_masks_stand_between_their_marks():
-    rows = pack.whole(DOCUMENTS, NUMBERS, 12, [101], [102])
+    rows = pack.whole(Tokens.of(DOCUMENTS, NUMBERS), 12, [101], [102])
     assert max(rows.lengths) <= 12
     batch = rows.batch(range(len(rows)))
     for ids, targets in zip(batch.ids.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):

@@ -24,7 +24,7 @@ def task(size=200):
 def rows(documents=20, size=200):
     rng = np.random.default_rng(0)
     found = [rng.integers(5, size, 60).astype(np.int32) for _ in range(documents)]
-    return pack.whole(found, range(documents), 128, [2], [3])
+    return pack.whole(pack.Tokens.of(found, range(documents)), 128, [2], [3])
 
 
 def test_fifteen_in_a_hundred_are_hidden_in_three_ways():

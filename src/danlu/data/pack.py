@@ -15,19 +15,40 @@ from danlu.data.loader import IGNORED
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows for `data.loader.Loader`; each is several pieces of documents behind one another.
+class Tokens:
+    """Documents, one behind the other.
 
-    ids, targets: int32 [tokens]; a target is the token that follows in its document, or for a masked model the token itself, and
-    IGNORED where nothing is to be learned. pieces: int64 [pieces + 1], where each begins. owners: int64 [pieces], the document's number.
-    starts: int64 [rows + 1], the first piece of each row.
+    ids: integers [tokens], on the disk perhaps (`np.load(…, mmap_mode="r")`): nothing here reads all of them. begins: int64
+    [documents + 1], where each begins, and the end. numbers: int64 [documents], what each is called, no two alike.
     """
 
     ids: np.ndarray
-    targets: np.ndarray
+    begins: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, documents: Sequence[np.ndarray], numbers: Sequence[int]) -> Tokens:
+        """Documents in memory: int32 ids of each; none is empty."""
+        ids = np.concatenate([*documents, np.empty(0, np.int32)]).astype(np.int32)
+        begins = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        return cls(ids, begins, np.asarray(numbers, np.int64))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows for `data.loader.Loader`; each is several pieces of documents behind one another. No token is copied before a batch is made.
+
+    ids: integers [tokens]. pieces: int64 [pieces + 1], where each begins in them. owners: int64 [pieces], the document's number.
+    starts: int64 [rows + 1], the first piece of each row. around: what stands before and behind each piece ([CLS] and [SEP]).
+    causal: a target is the token that follows in its document; otherwise it is the token itself. IGNORED where nothing is to be learned.
+    """
+
+    ids: np.ndarray
     pieces: np.ndarray
     owners: np.ndarray
     starts: np.ndarray
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    causal: bool = True
 
     least: ClassVar[int] = 1
     timed: ClassVar[int] = 512
@@ -38,21 +59,45 @@ class Packed:
     @property
     def size(self) -> int:
         """Tokens of all rows."""
-        return len(self.ids)
+        return int(self.piece_lengths.sum())
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are to be predicted: of a document all but the first, or all but those around a piece."""
+        return len(self.ids) - (int((np.diff(self.owners) != 0).sum()) + 1 if self.causal and len(self.ids) else 0)
+
+    @property
+    def piece_lengths(self) -> np.ndarray:
+        """Tokens of each piece with those around it."""
+        lengths: np.ndarray = np.diff(self.pieces) + sum(map(len, self.around))
+        return lengths
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return np.diff(self.pieces[self.starts])
+        filled = np.concatenate([[0], np.cumsum(self.piece_lengths)])
+        lengths: np.ndarray = np.diff(filled[self.starts])
+        return lengths
 
     def batch(self, rows: Sequence[int]) -> Documents:
         """The rows joined without padding."""
         chosen = np.concatenate([np.arange(self.starts[row], self.starts[row + 1]) for row in rows])
-        spans = [slice(self.pieces[self.starts[row]], self.pieces[self.starts[row + 1]]) for row in rows]
+        before, behind = (np.array(each, np.int64) for each in self.around)
+        ids, targets = [], []
+        for piece in chosen:
+            begin, end = self.pieces[piece : piece + 2]
+            own = self.ids[begin : end + 1].astype(np.int64)  # one more, to be predicted
+            ids += [before, own[: end - begin], behind]
+            if not self.causal:
+                targets += [np.full_like(before, IGNORED), own[: end - begin], np.full_like(behind, IGNORED)]
+            elif piece + 1 < len(self.owners) and self.owners[piece] == self.owners[piece + 1]:
+                targets.append(own[1:])
+            else:  # nothing follows the end of a document
+                targets.append(np.append(own[1 : end - begin], IGNORED))
         return Documents(
-            ids=torch.from_numpy(np.concatenate([self.ids[span] for span in spans]).astype(np.int64)),
-            lengths=tuple((self.pieces[chosen + 1] - self.pieces[chosen]).tolist()),
-            targets=torch.from_numpy(np.concatenate([self.targets[span] for span in spans]).astype(np.int64)),
+            ids=torch.from_numpy(np.concatenate(ids)),
+            lengths=tuple(self.piece_lengths[chosen].tolist()),
+            targets=torch.from_numpy(np.concatenate(targets)),
             rows=tuple(self.owners[chosen].tolist()),
         )
 
@@ -69,58 +114,40 @@ class Packed:
         return [self.batch(group) for group in groups]
 
 
-def stream(documents: Sequence[np.ndarray], numbers: Sequence[int], context: int, aligned: bool = False) -> Packed:
+def stream(documents: Tokens, context: int, aligned: bool = False) -> Packed:
     """For predicting the next token: all documents one behind the other, cut every `context` tokens, so that rows are equally long.
 
-    documents: int32 ids of each, with whatever begins and ends it; none is empty. A document that a cut goes through continues in the
-    next row without what was before; its target at the cut is still its next token, so each token is learned once a pass.
+    A document has whatever begins and ends it. One that a cut goes through continues in the next row without what was before; its target
+    at the cut is still its next token, so each token is learned once a pass.
     aligned: each document begins a row of its own, for measuring: what a document gets does not depend on its neighbours.
     """
-    lengths = np.array([len(each) for each in documents], np.int64)
-    begins = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate([*documents, np.empty(0, np.int32)]).astype(np.int32)
-    targets = np.append(ids[1:], IGNORED).astype(np.int32)
-    targets[begins[1:] - 1] = IGNORED  # nothing follows the end of a document
+    begins, end = documents.begins, len(documents.ids)
     if aligned:
-        cuts = np.concatenate([begins[:0], *(np.arange(begin, end, context) for begin, end in pairwise(begins))])
+        cuts = np.concatenate([begins[:0], *(np.arange(one, two, context) for one, two in pairwise(begins))])
     else:
-        cuts = np.arange(0, len(ids), context)
+        cuts = np.arange(0, end, context)
     pieces = np.unique(np.concatenate([begins, cuts])).astype(np.int64)
-    owners = np.asarray(numbers, np.int64)[np.searchsorted(begins, pieces[:-1], side="right") - 1]
+    owners = documents.numbers[np.searchsorted(begins, pieces[:-1], side="right") - 1]
     starts = np.append(np.searchsorted(pieces, cuts), len(pieces) - 1).astype(np.int64)
-    return Packed(ids, targets, pieces, owners, starts)
+    return Packed(documents.ids, pieces, owners, starts)
 
 
-def whole(
-    documents: Sequence[np.ndarray], numbers: Sequence[int], context: int, before: Sequence[int], behind: Sequence[int]
-) -> Packed:
+def whole(documents: Tokens, context: int, before: Sequence[int], behind: Sequence[int]) -> Packed:
     """For filling in masks: each document, or piece of a longer one, stands between `before` and `behind` ([CLS] and [SEP]).
 
-    Rows hold as many whole pieces as fit into `context` tokens, in their order. Targets are the tokens themselves, those around a piece
-    IGNORED.
+    Rows hold as many whole pieces as fit into `context` tokens, in their order.
     """
-    room = context - len(before) - len(behind)
-    parts = [
-        (n, each[at : at + room])
-        for n, each in zip(numbers, documents, strict=True)
-        for at in range(0, len(each), room)
-    ]
-    around = np.array(before, np.int32), np.array(behind, np.int32)
-    ids = [np.concatenate([around[0], part, around[1]]) for _, part in parts]
-    ignored = tuple(np.full(len(each), IGNORED, np.int32) for each in around)
-    targets = [np.concatenate([ignored[0], part, ignored[1]]) for _, part in parts]
-    pieces = np.cumsum([0, *map(len, ids)])
+    room, begins = context - len(before) - len(behind), documents.begins
+    lengths = np.diff(begins)
+    each = -(-lengths // room)  # pieces of a document
+    within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+    pieces = np.append(np.repeat(begins[:-1], each) + room * within, begins[-1]).astype(np.int64)
+    owners = np.repeat(documents.numbers, each)
     starts, filled = [], context + 1
-    for place, each in enumerate(ids):
-        if filled + len(each) > context:
+    for place, size in enumerate((np.diff(pieces) + context - room).tolist()):
+        if filled + size > context:
             starts.append(place)
             filled = 0
-        filled += len(each)
-    nothing = np.empty(0, np.int32)
-    return Packed(
-        np.concatenate([*ids, nothing]).astype(np.int32),
-        np.concatenate([*targets, nothing]).astype(np.int32),
-        pieces.astype(np.int64),
-        np.array([n for n, _ in parts], np.int64),
-        np.array([*starts, len(ids)], np.int64),
-    )
+        filled += size
+    around = tuple(before), tuple(behind)
+    return Packed(documents.ids, pieces, owners, np.array([*starts, len(owners)], np.int64), around, causal=False)

@@ -16,16 +16,17 @@ import numpy as np
 from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.data import pack
-from danlu.data.pack import Packed
+from danlu.data.pack import Packed, Tokens
+from danlu.data.source import Source
 from danlu.data.tokenizer import Tokenizer
+from danlu.data.vectors import load, of_tokens
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import scaling
 from danlu.models.generate import Sampling
 from danlu.models.pretrained import Base, resolve
 from danlu.stages import plan
-from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, predict
+from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
 from danlu.stages.load import Weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -69,7 +70,10 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         raise UserError(f"the tokenizer of {whose} has no mask token", "take one of an encoder that was made for masks")
     ids = {name: encoded([item.text for item in items], tokenizer, causal) for name, items in parts.items()}
     context = context_of(experiment, weights, ids["train"], base)
-    rows = {name: packed(ids[name], items, tokenizer, context, causal, name) for name, items in parts.items()}
+    rows = {
+        name: packed(Tokens.of(ids[name], [item.number for item in items]), tokenizer, context, causal, name != "train")
+        for name, items in parts.items()
+    }
     if not len(rows["train"]):
         raise UserError("nothing to learn: no text", "look at `danlu preflight`")
     if weights is not None:
@@ -83,6 +87,10 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         described = config_of(base.name, depth, context, tokenizer)
     findings = describe(sources, parts, rows, dropped, unknown, tokenizer)
     findings["notes"] += learned_before(base, parts["test"])
+    found = None
+    if place := experiment.model.vectors:
+        source, found = vectors_for(Path(place).expanduser(), tokenizer, rows["train"], findings, say)
+        sources |= {"vectors": source}
     if weights is not None and (each := findings["bytes_per_token"]) < 2:
         findings["notes"].append(
             f"warning: the tokenizer of {base.name} spends a token on every {each:.1f} bytes: it was made for other text"
@@ -100,6 +108,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         sources=sources,
         findings=findings,
         config=described,
+        vectors=found,
     )
 
 
@@ -116,6 +125,7 @@ def start(asked: Asked, say: Say) -> Base:
     for key, found in (
         ("depth", options.model.depth),
         ("initialise", options.model.initialise),
+        ("vectors", options.model.vectors),
         ("tokenizer", options.data.tokenizer),
         ("vocabulary", options.data.vocabulary),
     ):
@@ -147,6 +157,40 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
         raise UserError(error.message.replace("size=", "vocabulary=", 1), fix) from None
 
 
+def vectors_for(
+    place: Path, tokenizer: Tokenizer, rows: Packed, findings: dict[str, Any], say: Say
+) -> tuple[Source, tuple[np.ndarray, np.ndarray]]:
+    """Where word vectors came from, and what they say of the tokens; what that is worth goes into `findings`.
+
+    Raises:
+        UserError: the file cannot be read, or the vectors are of other words.
+    """
+    vectors = load(place)
+    ids, matrix, spelled = of_tokens(vectors, tokenizer)
+    shares = [float(np.isin(rows.ids, some).mean()) for some in (ids[:spelled], ids[spelled:])]
+    if spelled < 2:
+        raise UserError(
+            f"vectors={place}: {spelled} of {tokenizer.size:,} tokens spell one of its {len(vectors.words):,} words",
+            "vectors of this language's words, or another tokenizer=",
+        )
+    say(
+        f"vectors: {vectors.name} ({vectors.format}), {len(vectors.words):,} words, {matrix.shape[1]} wide. Of {tokenizer.size:,} tokens {spelled:,} spell a "
+        f"word ({shares[0]:.0%} of the text), {len(ids) - spelled:,} begin some ({shares[1]:.0%}), {tokenizer.size - len(ids):,} stay random"
+    )
+    findings["vectors"] = {
+        "words": len(vectors.words),
+        "width": matrix.shape[1],
+        "tokens": tokenizer.size,
+        "spelled": spelled,
+        "begun": len(ids) - spelled,
+        "shares": shares,
+    }
+    return Source(vectors.name, vectors.sha256, (), (), len(vectors.words), f"word vectors, {vectors.format}"), (
+        ids,
+        matrix,
+    )
+
+
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The config.json of random weights, with the numbers of its tokenizer's special tokens."""
     found = plan.config_of(name, depth, tokenizer.size, context)
@@ -167,17 +211,6 @@ def context_of(experiment: Experiment, weights: Weights | None, ids: Sequence[np
     long = float(np.percentile([len(each) for each in ids], 90)) if ids else 128.0
     usual = int(min(1024, max(128, 64 * math.ceil(long / 64))))
     return min(usual, weights.context) if weights is not None else usual
-
-
-def packed(
-    ids: Sequence[np.ndarray], items: Sequence[Item], tokenizer: Tokenizer, context: int, causal: bool, name: str
-) -> Packed:
-    """One part of the split; the held-out parts begin each document anew."""
-    numbers = [item.number for item in items]
-    if causal:
-        return pack.stream(ids, numbers, context, aligned=name != "train")
-    around = tokenizer.encode("", special=True)
-    return pack.whole(ids, numbers, context, around[:1], around[1:])
 
 
 def derive(
@@ -241,12 +274,12 @@ def describe(
     found = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
     texts = [item.text for item in parts["train"]]
     found["notes"] += flaws(parts, tokenizer)
-    lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], np.diff(rows["train"].pieces))
+    lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], rows["train"].piece_lengths)
     size = sum(len(text.encode()) for text in texts)
     return found | {
         "tokens": {
             "train": rows["train"].size,
-            "learned": int((rows["train"].targets >= 0).sum()),
+            "learned": rows["train"].learned,
             "bytes": size,
             "lengths": spread(lengths),
         },

@@ -15,6 +15,7 @@ from danlu.core.errors import UserError
 from danlu.core.run import Run, write_text
 from danlu.data import pack
 from danlu.data.options import DataOptions
+from danlu.data.pack import Packed, Tokens
 from danlu.data.source import read
 from danlu.data.tokenizer import Tokenizer
 from danlu.evaluation import metrics
@@ -32,6 +33,9 @@ from danlu.training.fit import State, Step, averaged
 from danlu.training.hooks import measure
 
 
+COUNTED = 10_000_000
+"""Tokens that a baseline counts: pairs of more take gigabytes. With fewer than all it says so."""
+
 SHOWN = 6
 """Beginnings of held-out documents that are continued, in words."""
 
@@ -44,6 +48,21 @@ def encoded(texts: Sequence[str], tokenizer: Tokenizer, causal: bool) -> list[np
         rows = tokenizer.encode_batch(texts[start : start + 1000], special=causal)
         found += [np.array(row if row[-1:] == end else row + end, np.int32) for row in rows]
     return found
+
+
+def packed(texts: Tokens, tokenizer: Tokenizer, context: int, causal: bool, aligned: bool) -> Packed:
+    """Documents as rows of tokens: for a decoder a stream, for an encoder pieces between the marks of its tokenizer."""
+    if causal:
+        return pack.stream(texts, context, aligned)
+    around = tokenizer.encode("", special=True)
+    return pack.whole(texts, context, around[:1], around[1:])
+
+
+def flat(rows: Packed, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, targets) of all rows one behind the other; of at most about `most` tokens, in rows spread evenly over all."""
+    chosen = range(0, len(rows), max(1, -(-rows.size // most)) if most else 1)
+    batch = rows.batch(chosen)
+    return batch.ids.numpy(), batch.targets.numpy()
 
 
 def task_of(model: Any, tokenizer: Tokenizer, causal: bool, share: float) -> Language | Masked:
@@ -62,13 +81,15 @@ class Measured:
     counts: np.ndarray
     sizes: np.ndarray
     right: np.ndarray | None
+    vocabulary: int = 1
 
     def report(self) -> dict[str, Any]:
         """Every figure; bits per byte only where the loss is of the whole text."""
         sizes = self.sizes if self.right is None else None
         if not self.counts.sum():  # of a few short texts it may be that none is hidden
             return {"rows": len(self.counts), "level": 0.95, "metrics": {}}
-        found = metrics.language_report(self.sums, self.counts, sizes=sizes, right=self.right)
+        given = {"sizes": sizes, "right": self.right, "vocabulary": self.vocabulary}
+        found = metrics.language_report(self.sums, self.counts, **given)
         return {**found, "primary": "bits_per_byte" if self.right is None else "token_accuracy"}
 
 
@@ -76,12 +97,8 @@ def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Meas
     """How well a model predicts these documents; one longer than the model sees is read in pieces."""
     causal = opened.task == "language-model"
     task = task_of(opened.model, opened.tokenizer, causal, share)
-    ids, numbers = encoded([item.text for item in items], opened.tokenizer, causal), range(len(items))
-    if causal:
-        rows = pack.stream(ids, numbers, opened.max_tokens, aligned=True)
-    else:
-        around = opened.tokenizer.encode("", special=True)
-        rows = pack.whole(ids, numbers, opened.max_tokens, around[:1], around[1:])
+    texts = Tokens.of(encoded([item.text for item in items], opened.tokenizer, causal), range(len(items)))
+    rows = packed(texts, opened.tokenizer, opened.max_tokens, causal, aligned=True)
     batches = rows.batches(range(len(rows)), TOKENS)
     found = measure(opened.model, task.measures, batches, opened.precision)
     owners = np.concatenate([batch.rows for batch in batches])
@@ -92,7 +109,7 @@ def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Meas
     sizes = np.array([len(item.text.encode()) for item in items])
     right = by_document(found["accuracy"][0]) if "accuracy" in found else None
     sums, counts = map(by_document, found["loss"])
-    return Measured(sums, counts, sizes, right)
+    return Measured(sums, counts, sizes, right, opened.tokenizer.size)
 
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
@@ -134,17 +151,20 @@ def beside(theirs: Measured, mine: Measured, name: str) -> dict[str, Any]:
 def baselines_of(prepared: Prepared, mine: Measured, say: Say) -> list[dict[str, Any]]:
     """What counting the training tokens comes to: each alone, and each after the one before it."""
     train, test = prepared.rows["train"], prepared.rows["test"]
-    say("baselines on the same split: counts of tokens, and of pairs of tokens")
+    counted = flat(train, COUNTED)
+    some = f" in {len(counted[0]):,} of the {train.size:,} tokens learned from" if len(counted[0]) < train.size else ""
+    say(f"baselines on the same split: counts of tokens, and of pairs of tokens{some}")
     size = prepared.processor.size
     found = []
     for name, pairs in (("counts of tokens", False), ("counts of pairs of tokens", True)):
-        each = counted_tokens(train.ids, train.targets, test.ids, test.targets, size, pairs)
-        owners = np.repeat(test.owners, np.diff(test.pieces))
+        each = counted_tokens(*counted, *flat(test), size, pairs)
+        owners = np.repeat(test.owners, test.piece_lengths)
         order = {number: place for place, number in enumerate(item.number for item in prepared.items["test"])}
         places = np.array([order[owner] for owner in owners.tolist()])
         theirs = Measured(np.bincount(places, each, len(order)), mine.counts, mine.sizes, None)
         comparison = beside(theirs, mine, name)
-        found.append({"name": name, "settings": {}, "notes": [], **theirs.report(), "comparison": comparison})
+        notes = [f"counted{some}"] if some else []
+        found.append({"name": name, "settings": {}, "notes": notes, **theirs.report(), "comparison": comparison})
     return found
 
 

@@ -351,7 +351,7 @@ def memory_of_machine() -> float:
 def given_of(asked: Asked, rows: Mapping[str, Any], context: int, vocabulary: int) -> Given:
     """What a text and its settings fix. rows: `data.pack.Packed` by part."""
     options, model = asked.experiment.training, asked.experiment.model
-    pieces = (rows["train"].pieces[1:] - rows["train"].pieces[:-1]).astype(float)
+    pieces = rows["train"].piece_lengths.astype(float)
     return Given(
         kind=str(model.model),
         vocabulary=vocabulary,
