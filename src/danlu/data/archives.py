@@ -85,19 +85,31 @@ def warc(stream: IO[bytes], found: Collected) -> None:
 
 
 def _page(content: bytes) -> str:
-    from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import detect_encoding
     from resiliparse.parse.html import HTMLTree
 
     if len(content) > LARGEST:
         raise RowError(f"a page of more than {LARGEST:,} bytes")
     tree = HTMLTree.parse_from_bytes(content, detect_encoding(content, html5_compatible=True) or "utf-8")
-    level: list[Any] = [tree.document] if content.count(b"<") > DEEPEST else []
+    return _text(tree, content.count(b"<"), main=True)
+
+
+def html_text(markup: str, *, main: bool) -> str:
+    """The main text of a page, or all text of a piece of HTML, by Resiliparse; RowError: more than DEEPEST elements within each other."""
+    from resiliparse.parse.html import HTMLTree
+
+    return _text(HTMLTree.parse(markup), markup.count("<"), main)
+
+
+def _text(tree: Any, brackets: int, main: bool) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    level: list[Any] = [tree.document] if brackets > DEEPEST else []
     for _ in range(DEEPEST):
         level = [child for node in level for child in node.child_nodes]
     if level:
         raise RowError(f"HTML with more than {DEEPEST} elements within each other")
-    return str(extract_plain_text(tree, main_content=True, alt_texts=False)).strip()
+    return str(extract_plain_text(tree, main_content=main, alt_texts=False)).strip()
 
 
 def _utf8(content: bytes) -> str:

@@ -77,3 +77,21 @@ class DataOptions:
     unknown_share: float = option(
         0.2, "largest share of unknown tokens that is not an error", low=0.0, high=1.0, tasks=TEXT_TASKS
     )
+
+
+@dataclass(frozen=True)
+class CleaningOptions:
+    """What is done to each text of a corpus, and which texts stay out of it (docs/cleaning.md)."""
+
+    cleaning: tuple[str, ...] = option(
+        ("encoding", "html", "unicode", "language", "chinese", "personal", "quality", "against"),
+        "the steps, in their order; one that is left out is not taken",
+    )
+    language: tuple[str, ...] = option((), "languages that are kept (zh,en: ISO 639-1); all of them when not given")
+    chinese: str | None = option(
+        None, "Chinese in one script; as it is when not given", choices=("simplified", "traditional")
+    )
+    quality: tuple[str, ...] | None = option(
+        None, "sets of rules: gopher, repetition, c4, fineweb; those that fit the texts when not given"
+    )
+    against: str | None = option(None, "test sets: a document that shares 13 words in a row with one is dropped")
