@@ -45,10 +45,10 @@ def expected(field: dataclasses.Field[Any], kind: Any) -> str:
         return f"{'whole numbers' if get_args(kind)[0] is int else 'names'}, separated by commas"
     if get_origin(kind) is dict:
         return "`name=number`, separated by commas"
-    low, high = field.metadata["low"], field.metadata["high"]
+    low, high, below = (field.metadata[name] for name in ("low", "high", "below"))
     if low is not None and high is not None:
         return f"{low:g} to {high:g}"
-    return WORDS[kind] + (f" from {low:g}" if low is not None else "")
+    return WORDS[kind] + (f" from {low:g}" if low is not None else "") + (f", below {below:g}" if below else "")
 
 
 def default(value: Any) -> str:

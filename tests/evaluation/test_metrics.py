@@ -142,6 +142,27 @@ def test_nothing_collapses_where_all_is_right_or_all_is_wrong():
     assert all(0.1 < answers[name]["high"] < 0.35 for name in ("exact_match", "token_f1", "rouge_l"))
 
 
+def test_a_masked_model_of_few_texts_is_never_sure():
+    for tokens in ([3], [3, 3], [0, 3, 0]):  # one text, two alike, one of which something is asked
+        sums = np.array(tokens, float)
+        for right in (0, 1):
+            found = m.language_report(sums, tokens, right=np.multiply(tokens, right), vocabulary=1000)["metrics"]
+            share, loss, worst = found["token_accuracy"], found["loss"], math.log(1000)
+            assert (share["value"], loss["value"]) == (right, 1) and share["high"] - share["low"] > 0.3
+            assert 0 <= loss["low"] < 1 < loss["high"] <= worst and found["perplexity"]["high"] <= 1001
+    found = m.language_report([3.0] * 40, [3] * 40, right=[0] * 40, vocabulary=1000)["metrics"]
+    assert 0.01 < found["token_accuracy"]["high"] < 0.05 and found["loss"]["high"] < 1.2
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        tokens = rng.integers(1, 6, size=12)
+        return m.interval(
+            m.ratio, rng.binomial(tokens, 0.95), tokens, pseudo=[(1, 0), (1, 1)], resamples=400, seed=seed
+        )
+
+    assert 0.91 <= held(0.95, draw) <= 1
+
+
 def test_interval_is_reproducible_and_the_same_one_by_one():
     values = np.random.default_rng(0).random(50)
     assert m.interval(m.mean, values, seed=3) == m.interval(m.mean, values, seed=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_the_command_says_everything(danlu, measured):
     assert found["assumed"]["8"]["seconds"] <= 1800
     deep = danlu("plan", "depth=8", *SET, "--json").json["plan"]
     assert deep["tokens"] == pytest.approx(20 * deep["inside"], rel=0.01)
+    settings = "data: two words.txt, learning_rates: {head: 0.001}, nesterov: true, hours: 2, precision: float32, threads: 1, out: new"
+    Path("plan.yaml").write_text(f"{{recipe: gpt, {settings}}}", "utf-8")
+    Path("two words.txt").write_text("".join(f"Line {n} is one of many.\n" for n in range(400)), "utf-8")
+    command = danlu("plan", "plan.yaml", "hours=0.5", "--json").json["command"]
+    again = danlu("show", *shlex.split(command)[2:], "--json").json
+    assert shlex.split(command)[:3] == ["danlu", "pretrain", "gpt"] and "out=new" in command
+    assert {key: again[key]["value"] for key in ("data", "learning_rates", "hours", "nesterov")} == {
+        "data": "two words.txt", "learning_rates": {"head": 0.001}, "hours": 0.5, "nesterov": True}  # fmt: skip
     remember(EVEN, "bert")
     assert "no law of masked models" in danlu("plan", "bert", "depth=4", "tokens=1e6", *SET).out
 

@@ -116,6 +116,7 @@ def test_words_of_conll_u_are_kept_to(danlu, tmp_path):
     [
         (["out=there"], "out=there exists"),
         (["out=new", "size=many"], "size: found 'many'"),
+        (["out=new", "size=0"], "size=0: expected at least 1 token"),
         (["out=new", "size=10"], "size=10: expected at least 259"),
         (["out=new", "kind=word"], "kind=word"),
         (["out=new", "lowercase=yes"], "expected true or false"),

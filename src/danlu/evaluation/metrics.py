@@ -56,15 +56,15 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
     batched: bool = True,
-    pseudo: Sequence[float] = (),
+    pseudo: Sequence[Sequence[float]] = (),
 ) -> Interval:
     """The statistic of the rows with its percentile bootstrap interval (Efron 1979), rows drawn with replacement.
 
     arrays: each `[rows]` (or `[rows, …]`); the same rows are drawn from all of them.
     statistic: arrays `[..., rows]` -> `[...]`. With `batched=False` it is called once a resample with `[rows]` arrays,
         for a statistic that cannot take leading axes.
-    pseudo: rows that are drawn like the others but do not count in the value: the least and the largest score give the mean of
-        scores with bounds an interval of some width where all rows score alike, as in `intervals`.
+    pseudo: rows, as columns for each of the arrays, that are drawn like the others but do not count in the value: the least and the
+        largest score give the mean of scores with bounds an interval of some width where all rows score alike, as in `intervals`.
 
     Resamples in which the statistic is undefined (NaN: an AUC without a positive row) are left out. The percentile interval is
     too narrow on few rows and without `pseudo` has no width where every row scores alike: read it with the number of rows beside
@@ -75,8 +75,10 @@ def interval(
     value = np.asarray(statistic(*columns), dtype=np.float64)
     if value.ndim:
         raise TypeError(f"a statistic of [rows] must be one number, found shape {value.shape}; see `intervals`")
-    draws, columns = np.empty(resamples), [np.concatenate([column, pseudo]) if pseudo else column for column in columns]
-    for start, chosen in resampled_rows(rows, resamples, seed, len(pseudo)):
+    draws = np.empty(resamples)
+    if pseudo:
+        columns = [np.concatenate([column, more]) for column, more in zip(columns, pseudo, strict=True)]
+    for start, chosen in resampled_rows(rows, resamples, seed, len(columns[0]) - rows):
         if batched:
             draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
         else:
@@ -512,6 +514,7 @@ def language_report(
     *,
     sizes: ArrayLike | None = None,
     right: ArrayLike | None = None,
+    vocabulary: int = 1,
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -520,16 +523,19 @@ def language_report(
 
     All [rows]: loss_sums summed over the learned tokens of the row, tokens how many there are, sizes the bytes of UTF-8 they stand for,
     right how many of them were the most likely one. Rows are drawn whole: the tokens of a row are not independent.
+    Where few tokens of a text are asked for, as in a masked model (`right`), two pseudo-tokens are drawn beside the rows: one that is known
+    for sure, and one of which no more is known than that it is one of `vocabulary`. So few rows have an interval of some width.
     """
     how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    losses = how | {"pseudo": [(0.0, math.log(vocabulary)), (1.0, 1.0)] if right is not None else ()}
     metrics = {
-        "loss": interval(ratio, loss_sums, tokens, **how),
-        "perplexity": interval(perplexity, loss_sums, tokens, **how),
+        "loss": interval(ratio, loss_sums, tokens, **losses),
+        "perplexity": interval(perplexity, loss_sums, tokens, **losses),
     }
     if sizes is not None:
         metrics["bits_per_byte"] = interval(bits_per_byte, loss_sums, sizes, **how)
     if right is not None:
-        metrics["token_accuracy"] = interval(ratio, right, tokens, **how)
+        metrics["token_accuracy"] = interval(ratio, right, tokens, pseudo=[(1.0, 0.0), (1.0, 1.0)], **how)
     rows = len(np.asarray(tokens))
     return {"rows": rows, "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
 
@@ -541,8 +547,8 @@ def answer_report(
     how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     metrics = {
         "exact_match": proportion(float(exact_match(answers, expected).sum()), len(answers), level),
-        "token_f1": interval(mean, token_f1(answers, expected), pseudo=(0.0, 1.0), **how),
-        "rouge_l": interval(mean, rouge_l(answers, expected), pseudo=(0.0, 1.0), **how),
+        "token_f1": interval(mean, token_f1(answers, expected), pseudo=[(0.0, 1.0)], **how),
+        "rouge_l": interval(mean, rouge_l(answers, expected), pseudo=[(0.0, 1.0)], **how),
         "character_error_rate": interval(ratio, *character_errors(answers, expected), **how),
     }
     return {"rows": len(answers), "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -466,14 +467,23 @@ def plan(
 
 def command(asked: Asked, given: Given, found: Plan, limited: bool) -> str:
     """The training that was planned, as a command."""
-    data = asked.experiment.data.data or "my.jsonl"
-    mine = {key: each.value for key, each in asked.settings.items() if each.origin == "command line"}
-    kept = {key: value for key, value in mine.items() if key not in ("data", "depth", "hours")}
+    mine = {key for key, each in asked.settings.items() if not each.origin.startswith("recipe ")} - {"depth", "hours"}
+    kept = {"data": "my.jsonl"} | {key: value for key, value in asked.values().items() if key in mine} | asked.extra
     if given.depth or limited or given.hours is None:
         kept["depth"] = found.depth
     if given.hours is not None:
         kept["hours"] = f"{given.hours:g}"
-    return f"danlu pretrain {given.kind} data={data} " + " ".join(f"{key}={value}" for key, value in kept.items())
+    words = [f"{key}={written(value)}" for key, value in kept.items()]
+    return shlex.join(["danlu", "pretrain", given.kind, *words])
+
+
+def written(value: Any) -> str:
+    """A setting as it stands on the command line."""
+    if isinstance(value, dict):
+        value = [f"{name}={each}" for name, each in value.items()]
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def in_words(found: Mapping[str, Any]) -> str:

@@ -53,6 +53,8 @@ def tokenizer(
         raise UserError(
             f"validation_share={validation_share:g}: expected a share between 0 and 1", "validation_share=0.05"
         )
+    if size is not None and size < 1:
+        raise UserError(f"size={size}: expected at least 1 token", "leave size out to have it derived from the text")
     if segment == "words" and kind != "bpe":
         raise UserError(f"segment=words: kind={kind} does not learn within words that are given", "kind=bpe")
     source = read(data, bad_rows=bad_rows)
@@ -68,8 +70,8 @@ def tokenizer(
         rows = {row.place: row for row in source.rows}
         learned = [bordered(rows[items[at].place], items[at].text) for at in parts.train]
     learned_bytes = sum(len(each.encode()) for each in texts)
-    wanted = size or usual_size(learned_bytes)
-    why = "given" if size else f"derived from {learned_bytes:,} bytes"
+    wanted = usual_size(learned_bytes) if size is None else size
+    why = f"derived from {learned_bytes:,} bytes" if size is None else "given"
     notes: list[str] = []
     say(f"learning {wanted:,} tokens ({why}) from {len(texts):,} documents; {len(held_out):,} are held out")
     made = learn(
