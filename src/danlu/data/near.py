@@ -27,11 +27,11 @@ WORDS = 5
 PERMUTATIONS = 128
 THRESHOLD = 0.8
 PARTITION = 1 << 16
-"""Documents whose hashes of one band are in memory at a time."""
+"""Documents whose hashes of one band are in memory at a time; fewer make more passes over the files."""
 COMPARED = 1 << 12
 """Pairs whose signatures are in memory at a time."""
 LEADERS = 16
-"""A document is compared with so many others of its bucket that are unlike each other: in a larger crowd each is like thousands by half."""
+"""A document is compared with at most so many others of a bucket that are unlike each other: what they share is a boilerplate."""
 
 _EMPTY = np.uint32(0xFFFFFFFF)
 _PLACE = np.uint64((1 << 24) - 1)  # the low bits of a band's hash give way to the place in the chunk
@@ -102,40 +102,44 @@ def band_hashes(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Documents as they are looked for and compared.
+    """Documents as they are looked for and compared; arrays in memory, or in files that are opened each time and of which parts are read.
 
     bands: uint64 [1 + bands, documents], of each band the hashes in order, the lowest 24 bits replaced by the document's place in the
     chunk; the first band is that of the exact text. records: [documents], `key` uint64 [2], 128 bits of the normal form, and `signature`.
     """
 
-    bands: np.ndarray
-    records: np.ndarray
+    count: int
+    bands: Callable[[], np.ndarray]
+    records: Callable[[], np.ndarray]
 
 
-def chunk(texts: Sequence[str], threshold: float = THRESHOLD) -> Chunk:
-    """At most 2**24 texts."""
+def chunk(texts: Sequence[str], threshold: float | None = THRESHOLD) -> Chunk:
+    """At most 2**24 texts. threshold: None looks for exact copies only."""
     if len(texts) > _PLACE:
         raise ValueError(f"{len(texts)} texts in one chunk")
     digests = (hashlib.blake2b(normal_form(text).encode("utf-8", "surrogatepass"), digest_size=16) for text in texts)
     records = np.empty(len(texts), _RECORD)
     records["key"] = np.frombuffer(b"".join(each.digest() for each in digests), "<u8").reshape(-1, 2)
-    records["signature"] = signatures(texts)
-    near = band_hashes(records["signature"], *bands(threshold))
+    records["signature"] = _EMPTY if threshold is None else signatures(texts)
+    near = band_hashes(records["signature"], *bands(threshold) if threshold else (0, 0))
     hashes = np.minimum(np.concatenate([records["key"][None, :, 0], near]), _LAST - np.uint64(1))
     hashes[1:, records["signature"][:, 0] == _EMPTY] = _LAST
-    return Chunk(np.sort(hashes & ~_PLACE | np.arange(len(texts), dtype=np.uint64), axis=1), records)
+    ordered = np.sort(hashes & ~_PLACE | np.arange(len(texts), dtype=np.uint64), axis=1)
+    return Chunk(len(texts), lambda: ordered, lambda: records)
 
 
-def write(stem: Path, texts: Sequence[str], threshold: float = THRESHOLD) -> None:
-    """A chunk's texts as `STEM.bands.npy` and `STEM.records.npy`."""
+def write(stem: Path, texts: Sequence[str], threshold: float | None = THRESHOLD) -> None:
+    """A chunk's texts as `STEM.bands.npy` and then `STEM.records.npy`."""
     made = chunk(texts, threshold)
-    for name, array in (("bands", made.bands), ("records", made.records)):
+    for name, array in (("bands", made.bands()), ("records", made.records())):
         _save(Path(f"{stem}.{name}.npy"), array.dtype, array.shape, [array])
 
 
 def read(stem: Path) -> Chunk:
-    """What `write` wrote; of the files only what is looked at is read."""
-    return Chunk(np.load(f"{stem}.bands.npy", mmap_mode="r"), np.load(f"{stem}.records.npy", mmap_mode="r"))
+    """What `write` wrote."""
+    maps = [np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in ("bands", "records")]
+    again = [partial(np.memmap, each.filename, each.dtype, "r", each.offset, each.shape) for each in maps]
+    return Chunk(len(maps[1]), *again)
 
 
 # -------------------------------------------------------------------------------------------------------------- repeats
@@ -145,30 +149,32 @@ def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> np.ndarray:
     """int64 [texts]: for each the position of the first one alike, directly or through others; its own where there is none before it."""
     made, file = chunk(texts, threshold), io.BytesIO()
     forest = _Forest(file, len(texts))
-    _join([lambda: made], 0, forest, threshold)
+    _join([made], 0, forest, threshold, PARTITION)
     exact = np.concatenate([np.empty(0, bool), *(above != own for own, above in forest.pieces())])
-    for band in range(1, len(made.bands)):
-        _join([lambda: made], band, forest, threshold, exact)
+    for band in range(1, 1 + bands(threshold)[0]):
+        _join([made], band, forest, threshold, PARTITION, exact)
     forest.flatten()
     return np.frombuffer(file.getvalue(), np.int64)
 
 
-def repeats(stems: Sequence[Path], out: Path, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+def repeats(
+    stems: Sequence[Path], out: Path, threshold: float | None = THRESHOLD, partition: int = PARTITION
+) -> tuple[np.ndarray, np.ndarray]:
     """Over the chunks that `write` wrote, documents counted through: the files `OUT.first.npy` and `OUT.exact.npy`, mapped.
 
     first: int64 [documents], the first document that each repeats, or -1. exact: bool [documents], whether an earlier document has the
-    same normal form. Both are the same for any cut into chunks. Memory is bounded: by `PARTITION` hashes or the largest bucket of texts
-    that share a band, and by one chunk's file, of which parts are mapped.
+    same normal form. Both are the same for any cut into chunks and of the hashes. Memory is bounded: by `partition` hashes or the largest
+    bucket of texts that share a band, and by one chunk's file, of which parts are mapped.
     """
-    chunks = [partial(read, stem) for stem in stems]
+    chunks = [read(stem) for stem in stems]
     first, exact, trees = Path(f"{out}.first.npy"), Path(f"{out}.exact.npy"), Path(f"{out}.trees")
     with trees.open("w+b", buffering=0) as file:
-        forest = _Forest(file, sum(len(each().records) for each in chunks))
-        _join(chunks, 0, forest, threshold)
+        forest = _Forest(file, sum(each.count for each in chunks))
+        _join(chunks, 0, forest, threshold, partition)
         _save(exact, np.bool_, (forest.count,), (above != own for own, above in forest.pieces()))
         skipped = np.load(exact, mmap_mode="r")
-        for band in range(1, 1 + bands(threshold)[0]):
-            _join(chunks, band, forest, threshold, skipped)
+        for band in range(1, 1 + bands(threshold)[0] if threshold else 1):
+            _join(chunks, band, forest, threshold, partition, skipped)
         forest.flatten()
         _save(first, np.int64, (forest.count,), (np.where(above == own, -1, above) for own, above in forest.pieces()))
     trees.unlink()
@@ -229,33 +235,34 @@ class _Forest:
 
 
 def _join(
-    chunks: Sequence[Callable[[], Chunk]],
+    chunks: Sequence[Chunk],
     band: int,
     forest: _Forest,
-    threshold: float,
+    threshold: float | None,
+    partition: int,
     skipped: np.ndarray | None = None,
 ) -> None:
     """What shares a hash of this band and is alike becomes one set; a part of all hashes at a time.
 
     skipped: bool [documents], those that are in a set with one that has the same signature.
     """
-    starts = np.cumsum([0, *(len(each().records) for each in chunks)])
+    starts = np.cumsum([0, *(each.count for each in chunks)])
 
     def alike(one: np.ndarray, two: np.ndarray) -> np.ndarray:
         found = np.empty(len(one), bool)
         for at in range(0, len(one), COMPARED):
             piece = slice(at, at + COMPARED)
             left, right = _records(chunks, starts, one[piece]), _records(chunks, starts, two[piece])
-            field, least = ("signature", threshold) if band else ("key", 1)
+            field, least = ("signature", threshold or 1) if band else ("key", 1)
             found[piece] = (left[field] == right[field]).mean(axis=1) >= least
         return found
 
-    parts = max(1, -(-forest.count // PARTITION))
+    parts = max(1, -(-forest.count // partition))
     edges = [(int(_LAST) * at // parts) & int(_LAST) for at in range(parts + 1)]
     for low, high in pairwise(edges):
         found = []
         for start, each in zip(starts.tolist(), chunks, strict=False):
-            row = each().bands[band]
+            row = each.bands()[band]
             begin, end = np.searchsorted(row, np.array([low, high], np.uint64))
             part = row[begin:end]
             if skipped is not None:
@@ -284,11 +291,11 @@ def _pairs(
         hashes, numbers = hashes[rest[~same]], numbers[rest[~same]]
 
 
-def _records(chunks: Sequence[Callable[[], Chunk]], starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _records(chunks: Sequence[Chunk], starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Of these documents, wherever they are."""
     found = np.empty(len(numbers), _RECORD)
     owners = np.searchsorted(starts, numbers, side="right") - 1
     for owner in np.unique(owners).tolist():
         here = np.flatnonzero(owners == owner)
-        found[here] = chunks[owner]().records[numbers[here] - starts[owner]]
+        found[here] = chunks[owner].records()[numbers[here] - starts[owner]]
     return found
