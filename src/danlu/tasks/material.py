@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from danlu.core.errors import UserError
@@ -93,19 +93,14 @@ class Conversations:
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         form = recognise(source, self.columns)
-        group = group_column(source, self.group)
         self.said = f"chat in {form} form"
-        account, found = Account(), []
-        for row in source.rows:
-            try:
-                messages = conversation(row, form, self.system, self.columns)
-                member = None if group is None else str(cell(row, group))
-            except UserError as error:
-                refuse(error, row, self.bad_rows, account)
-                continue
+
+        def item(row: Row) -> Item:
+            messages = conversation(row, form, self.system, self.columns)
             text = said_in(messages)
-            found.append(Item(row.number, row.place, normal_form(text), text, {"messages": messages}, group=member))
-        return found, account
+            return Item(row.number, row.place, normal_form(text), text, {"messages": messages})
+
+        return usable(source, item, self.group, self.bad_rows)
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
         account = Account()
@@ -154,29 +149,17 @@ class LabelledTexts:
     def items(self, source: Source) -> tuple[list[Item], Account]:
         text_column = column(source, self.data.text, TEXTS, "text")
         label_column = column(source, self.data.label, LABELS, "label")
-        group = group_column(source, self.data.group)
         self.said = f"texts in column {text_column!r}, labels in column {label_column!r}"
-        account, found = Account(), []
-        for row in source.rows:
-            try:
-                text, label = cell(row, text_column), cell(row, label_column)
-                if not isinstance(text, str) or not text.strip():
-                    raise UserError(
-                        f"{row.place}: {text_column}: found {text!r}, expected text", "mend or remove the row"
-                    )
-                if not isinstance(label, (str, int)) or not str(label).strip():
-                    raise UserError(
-                        f"{row.place}: {label_column}: found {label!r}, expected a label", "mend or remove the row"
-                    )
-                member = None if group is None else str(cell(row, group))
-            except UserError as error:
-                refuse(error, row, self.data.bad_rows, account)
-                continue
+
+        def item(row: Row) -> Item:
+            text, label = text_of(row, text_column), cell(row, label_column)
+            if not isinstance(label, (str, int)) or not str(label).strip():
+                found = f"{row.place}: {label_column}: found {label!r}"
+                raise UserError(f"{found}, expected a label", "mend or remove the row")
             name = str(label).strip()
-            found.append(
-                Item(row.number, row.place, normal_form(text), text, {"text": text, "label": name}, name, member)
-            )
-        return found, account
+            return Item(row.number, row.place, normal_form(text), text, {"text": text, "label": name}, name)
+
+        return usable(source, item, self.data.group, self.data.bad_rows)
 
     def encode(self, items: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, too_long: str) -> Encoded:
         account, cut = Account(), Counter[str]()
@@ -209,25 +192,34 @@ class RunningText:
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         name = column(source, self.data.text, TEXTS, "text")
-        group = group_column(source, self.data.group)
         self.said = f"documents in column {name!r}"
-        account, found = Account(), []
-        for row in source.rows:
-            try:
-                text = cell(row, name)
-                if not isinstance(text, str) or not text.strip():
-                    raise UserError(f"{row.place}: {name}: found {text!r}, expected text", "mend or remove the row")
-                member = None if group is None else str(cell(row, group))
-            except UserError as error:
-                refuse(error, row, self.data.bad_rows, account)
-                continue
-            found.append(Item(row.number, row.place, normal_form(text), text, {"text": text}, group=member))
-        return found, account
+
+        def item(row: Row) -> Item:
+            text = text_of(row, name)
+            return Item(row.number, row.place, normal_form(text), text, {"text": text})
+
+        return usable(source, item, self.data.group, self.data.bad_rows)
 
 
-def group_column(source: Source, wanted: str | None) -> str | None:
-    """The column of `group=`, which must be there."""
-    return None if wanted is None else column(source, wanted, (), "group")
+def usable(source: Source, item: Callable[[Row], Item], group: str | None, bad_rows: str) -> tuple[list[Item], Account]:
+    """`item` of each row, with what its column `group` holds; what became of the rows for which it is a UserError."""
+    name = None if group is None else column(source, group, (), "group")
+    account, found = Account(), list[Item]()
+    for row in source.rows:
+        try:
+            made = item(row)
+            found.append(made if name is None else replace(made, group=str(cell(row, name))))
+        except UserError as error:
+            refuse(error, row, bad_rows, account)
+    return found, account
+
+
+def text_of(row: Row, name: str) -> str:
+    """The text in a row's column."""
+    text = cell(row, name)
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{row.place}: {name}: found {text!r}, expected text", "mend or remove the row")
+    return text
 
 
 def said_in(messages: Sequence[dict[str, Any]]) -> str:
