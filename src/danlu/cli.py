@@ -108,11 +108,34 @@ def finished(call: Call, run: Any) -> None:
 
 
 def prepare(call: Call) -> None:
+    what = {"corpus": prepare_corpus, "tokenizer": prepare_tokenizer}
+    name = call.words[0] if call.words else ""
+    if name not in what:
+        raise UserError(f"found prepare {name}".rstrip() + f", expected one of {', '.join(what)}", nearest(name, what))
+    what[name](replace(call, words=call.words[1:]))
+
+
+def prepare_corpus(call: Call) -> None:
+    from danlu.core.config import Setting
+    from danlu.experiment import read_yaml
+    from danlu.stages.curate import corpus, summary
+
+    asked: dict[str, Any] = {}
+    for file in call.words:
+        asked |= {key: Setting(value, f"file {file}") for key, value in read_yaml(Path(file)).items()}
+    asked |= {key: Setting(value, "command line") for key, value in call.settings.items()}
+    if "out" not in asked:
+        raise UserError("out= is missing", "danlu prepare corpus data=FOLDER out=FOLDER")
+    out = Path(str(asked.pop("out").value))
+    call.output(corpus(asked, out), lambda found: "\n".join([*summary(found), f"corpus: {out}"]))
+
+
+def prepare_tokenizer(call: Call) -> None:
     from danlu.stages.tokenizer import figures, tokenizer
 
-    usage = COMMANDS["prepare"].usage
-    if call.words != ["tokenizer"]:
-        raise UserError(f"found prepare {' '.join(call.words)}, expected prepare tokenizer", f"danlu prepare {usage}")
+    usage = "tokenizer data=FILE out=DIR [kind=bpe|wordpiece|unigram] [size=N] [segment=jieba|words] …"
+    if call.words:
+        raise UserError(f"found {' '.join(call.words)}, expected key=value", f"danlu prepare {usage}")
     texts = dict.fromkeys(("data", "kind", "specials", "text", "segment", "lowercase", "bad_rows"), str)
     keys = call.take(**texts, out=Path, size=int, validation_share=float, seed=int)
     if missing := [key for key in ("data", "out") if key not in keys]:
@@ -339,8 +362,8 @@ COMMANDS = {
         "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune
     ),
     "prepare": Command(
-        "tokenizer data=FILE out=DIR [kind=bpe|wordpiece|unigram] [size=N] [segment=jieba|words] …",
-        "a tokenizer learned from your text, measured on text held out",
+        "corpus|tokenizer data=FILE|FOLDER out=DIR [key=value …]",
+        "raw text to a clean, tokenized corpus; or a tokenizer learned from text, measured on text held out",
         prepare,
     ),
     "preflight": Command(

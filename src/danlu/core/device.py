@@ -63,7 +63,7 @@ def machine(gpus: bool = False) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=_cpu_model(),
-        cores=_cores(),
+        cores=cores(),
         amx=amx,
         avx512="avx512f" in flags,
         bf16=amx or "avx512_bf16" in flags,
@@ -224,7 +224,7 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Physical cores in the affinity mask, and no more than the container's share of time."""
     mask = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"

@@ -32,6 +32,22 @@ class DataOptions:
     group: str | None = option(
         None, "column whose equal values stay in one split (a customer, a source file)", tasks=TEXT_TASKS
     )
+    near: float | None = option(
+        0.8,
+        "rows that agree in this share of their runs of five words or more stay in one split, and out of training if one is held out (0: only equal rows do)",
+        low=0.0,
+        high=1.0,
+        tasks=TEXT_TASKS,
+    )
+    time: str | None = option(
+        None,
+        "column with the time of a row (dates, or numbers): the newest are the test, those before them validation",
+        tasks=TEXT_TASKS,
+    )
+    folds: int | None = option(
+        None, "cross-validation: cut the rows into so many, of which one is the test instead of `test_share`", low=2
+    )
+    fold: int | None = option(None, "which of the folds is the test, from 0", low=0)
     max_tokens: int | None = option(
         None,
         "longest row in tokens; derived from the model's context and the data; for a language model the tokens of every row",
@@ -95,3 +111,28 @@ class CleaningOptions:
         None, "sets of rules: gopher, repetition, c4, fineweb; those that fit the texts when not given"
     )
     against: str | None = option(None, "test sets: a document that shares 13 words in a row with one is dropped")
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What a corpus is made of and how it is cut (docs/corpus.md)."""
+
+    data: str | None = option(
+        None, "what to read: files, several separated by commas, a pattern, a folder or an address (docs/data.md)"
+    )
+    text: str | None = option(None, "column with the text; found by its usual names when not given")
+    duplicates: str = option(
+        "near", "documents that repeat an earlier one are dropped: near copies too, exact ones only, or none",
+        choices=("near", "exact", "keep"),
+    )  # fmt: skip
+    near: float = option(0.8, "share of their runs of five words in which near copies agree", low=0.3, high=1.0)
+    tokenizer: str | None = option(
+        None, "a folder with tokenizer.json, a run or a catalogue name; none: texts only; learned here when not given"
+    )
+    kind: str = option("bpe", "of a tokenizer that is learned", choices=("bpe", "wordpiece", "unigram"))
+    vocabulary: int | None = option(None, "tokens of a tokenizer that is learned; derived from the text", low=10, high=1_000_000)  # fmt: skip
+    validation_share: float | None = option(None, "share of documents set aside for validation; derived", low=0.0, high=0.5)  # fmt: skip
+    test_share: float | None = option(None, "share of documents set aside for the test; derived", low=0.0, high=0.5)
+    bad_share: float = option(0.01, "largest share of records that cannot be read before it stops", low=0.0, high=1.0)
+    workers: int | None = option(None, "processes; one for each core when not given; nothing that comes out depends on it", low=1, high=1024)  # fmt: skip
+    seed: int = option(0, "which documents are set aside", low=0)

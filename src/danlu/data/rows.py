@@ -96,7 +96,7 @@ class Collected:
     file: what places are named by; each file in turn when `several` are read into one.
     mixed: whether these may be of several kinds.
     left_out: what in the files is no record, by kind, counted.
-    files: what was read, each with its SHA-256 and what it was taken for.
+    files: what was read, each with its SHA-256 and what it was taken for. reading: the file at hand, its `count` the bytes read so far.
     """
 
     mixed = False
@@ -106,9 +106,15 @@ class Collected:
         self.file, self.several = name, False
         self.left_out: Counter[str] = Counter()
         self.files: list[dict[str, Any]] = []
+        self.reading: Any = None
         self.rows: list[Row] = []
         self.rejected: list[Rejected] = []
         self.total = 0
+
+    @property
+    def read(self) -> int:
+        """Bytes of the file at hand that were read."""
+        return int(self.reading.count) if self.reading else 0
 
     @property
     def full(self) -> bool:

@@ -13,7 +13,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,6 +141,12 @@ def _read_files(data: str | os.PathLike[str], found: Collected) -> tuple[str, st
     place, files, note = sources_at(data, found.mixed)
     found.name = place.name if place else files[0].name if len(files) == 1 else str(data)
     found.several = bool(place) or len(files) > 1
+    digest, said = read_these(place, files, found)
+    return digest, f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}" if found.several else said
+
+
+def read_these(place: Path | None, files: Sequence[Path | Address], found: Collected) -> tuple[str, str]:
+    """Files that `sources_at` named, into `found`: their SHA-256, and what they were taken for."""
     digests, kinds = hashlib.sha256(), list[str]()
     for file in files:
         found.file = _name_in(place, file) if found.several else file.name
@@ -153,11 +159,11 @@ def _read_files(data: str | os.PathLike[str], found: Collected) -> tuple[str, st
             )
         kinds.append(kind)
         digests.update(f"{digest}  {found.file}\n".encode())
-        found.files.append({"name": found.file, "sha256": digest, "format": kind, "records": found.total - before})
-    if not found.several:
-        return digest, kinds[0]
-    said = " or ".join(dict.fromkeys(kinds))
-    return digests.hexdigest(), f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}"
+        found.files.append(
+            {"name": found.file, "sha256": digest, "format": kind, "records": found.total - before, "bytes": found.read}
+        )
+        found.reading = None
+    return digests.hexdigest() if found.several else digest, " or ".join(dict.fromkeys(kinds))
 
 
 def _name_in(place: Path | None, file: Path | Address) -> str:
@@ -222,7 +228,7 @@ def _folder(place: Path, mixed: bool) -> tuple[list[Path], str]:
     )
     kinds: dict[str, list[Path]] = {}
     for path in every:
-        kind = FORMATS.get(_suffix(path))
+        kind = FORMATS.get(suffix(path))
         if kind and path.name not in ABOUT:
             kinds.setdefault("text" if kind == "Markdown" and not mixed else kind, []).append(path)
     if len(kinds) > 1:
@@ -346,6 +352,7 @@ def _read_file(path: Path | Address, found: Collected, whole: bool = False) -> t
     if isinstance(path, Path):
         _expect_file(path)
     with _Hashed(path) as raw:
+        found.reading = raw
         stream, packing = _opened(raw, found)
         head = stream.peek(1 << 16)[: 1 << 16]
         kind = _format(path, head)
@@ -387,7 +394,7 @@ def _expect_file(path: Path) -> None:
                 f"{path}: no such file; there is no folder {folder} either", f"the path is read from {Path.cwd()}"
             )
         names = [
-            each.name for each in folder.iterdir() if each.is_dir() or (each.is_file() and _suffix(each) in FORMATS)
+            each.name for each in folder.iterdir() if each.is_dir() or (each.is_file() and suffix(each) in FORMATS)
         ]
         raise UserError(
             f"{path}: no such file",
@@ -397,7 +404,7 @@ def _expect_file(path: Path) -> None:
         raise UserError(f"{path}: the file is empty (0 bytes)", "put data into it, or name another file")
 
 
-def _suffix(path: Path | Address) -> str:
+def suffix(path: Path | Address) -> str:
     name = path.name.lower()
     for packing in formats.PACKINGS:
         name = name.removesuffix(packing)
@@ -417,7 +424,7 @@ def _format(path: Path | Address, head: bytes) -> str:
     for mark, (what, fix) in FOREIGN.items():
         if head.startswith(mark):
             raise UserError(f"{path.name}: found {what}, expected text, JSONL, CSV or Parquet", fix)
-    known = FORMATS.get(_suffix(path))
+    known = FORMATS.get(suffix(path))
     if known in MARKS:
         raise UserError(
             f"{path.name}: found {head[:16]!r} at its start, expected {MARKS[known]}",

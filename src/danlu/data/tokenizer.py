@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import jinja2
 import jinja2.ext
+import numpy as np
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -184,6 +185,19 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Many texts at once, on all cores."""
         return [encoding.ids for encoding in self.rust.encode_batch_fast(list(texts), add_special_tokens=special)]
+
+    def documents(self, texts: Sequence[str], causal: bool) -> list[np.ndarray]:
+        """Running text as int32 ids: for a decoder with what begins a text and the token that ends it, for an encoder bare.
+
+        A special token that is written out in a text is text, so that no document can end itself or speak for someone.
+        """
+        end = [self.specials[self.named["eos_token"]]] if causal and "eos_token" in self.named else []
+        self.rust.encode_special_tokens = True
+        try:
+            rows = self.encode_batch(texts, special=causal)
+        finally:
+            self.rust.encode_special_tokens = False
+        return [np.array(row if row[-1:] == end else row + end, np.int32) for row in rows]
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of the text, and for each the characters it stands for: (first, behind the last)."""

@@ -17,9 +17,7 @@ from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.data.pack import Packed, Tokens
-from danlu.data.source import Source
 from danlu.data.tokenizer import Tokenizer
-from danlu.data.vectors import load, of_tokens
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import scaling
@@ -27,6 +25,7 @@ from danlu.models.generate import Sampling
 from danlu.models.pretrained import Base, resolve
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
+from danlu.stages.curated import Curated
 from danlu.stages.load import Weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -34,6 +33,7 @@ from danlu.stages.prepare import (
     Open,
     Prepared,
     Say,
+    check_gain,
     learned_before,
     number,
     part,
@@ -41,6 +41,7 @@ from danlu.stages.prepare import (
     sources_of,
 )
 from danlu.stages.texts import check_unknown, check_vocabulary, flaws, keep, micro_batch, network, read_source, spread
+from danlu.stages.vectors import for_tokens
 from danlu.tasks.material import Account, Item, RunningText
 
 
@@ -52,45 +53,63 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     """Everything up to the first step, as `stages.prepare.prepare` promises it."""
     experiment, options = asked.experiment, asked.experiment.data
     causal = experiment.task.task == "language-model"
-    sources = sources_of(asked, data, read_source)
+    curated = Curated.of(asked) if data is None else None
+    sources = {"data": curated.source} if curated else sources_of(asked, data, read_source)
     base = start(asked, say)
+    check_gain(experiment, base)
     weights = None if base.kind == "random" else weights_of(base, say)
     if weights is not None and weights.bidirectional == causal:
         kind, recipe = ("an encoder", "bert") if causal else ("a decoder", "gpt")
         raise UserError(f"{base.name} is {kind}", f"danlu pretrain {recipe} model={base.name}")
     material, dropped = RunningText(options), Account()
-    parts = part(material, sources, experiment, dropped, say)
+    parts = curated.items if curated else part(material, sources, experiment, dropped, say)
     if weights is not None:
         tokenizer = Tokenizer.load(weights.folder)
         check_vocabulary(tokenizer.base_size, weights)
+        if curated and tokenizer.rust.to_str() != curated.tokenizer.rust.to_str():
+            raise UserError(
+                f"{curated.folder} was tokenized with another tokenizer than that of {base.name}",
+                f"danlu prepare corpus … tokenizer={base.name}",
+            )
+    elif curated:
+        tokenizer = curated.tokenizer
     else:
         tokenizer = vocabulary(asked, parts["train"], causal, say)
     if not causal and "mask_token" not in tokenizer.named:
         whose = options.tokenizer or base.name
         raise UserError(f"the tokenizer of {whose} has no mask token", "take one of an encoder that was made for masks")
-    ids = {name: encoded([item.text for item in items], tokenizer, causal) for name, items in parts.items()}
-    context = context_of(experiment, weights, ids["train"], base)
-    rows = {
-        name: packed(Tokens.of(ids[name], [item.number for item in items]), tokenizer, context, causal, name != "train")
+    tokens = {
+        name: curated.tokens
+        if curated and name == "train"
+        else Tokens.of(encoded([item.text for item in items], tokenizer, causal), [item.number for item in items])
         for name, items in parts.items()
     }
+    context = context_of(experiment, weights, np.diff(tokens["train"].begins), base)
+    rows = {name: packed(each, tokenizer, context, causal, name != "train") for name, each in tokens.items()}
     if not len(rows["train"]):
         raise UserError("nothing to learn: no text", "look at `danlu preflight`")
     if weights is not None:
         check_vocabulary(max(int(each.ids.max(initial=-1)) + 1 for each in rows.values()), weights)
-    unknown = float((rows["train"].ids == tokenizer.unknown).mean()) if tokenizer.unknown is not None else 0.0
-    check_unknown(unknown, parts["train"], base, options.unknown_share)
+    unknown = share_of(tokenizer.unknown, tokens["train"].ids)
+    check_unknown(unknown, parts["train"][:1000], base, options.unknown_share)
     described = None
     everything = derive(asked, weights, rows, context, tokenizer, say)
     if weights is None:
         depth = number(everything["depth"].value)
         described = config_of(base.name, depth, context, tokenizer)
-    findings = describe(sources, parts, rows, dropped, unknown, tokenizer)
+    if curated:
+        findings = curated.findings()
+        size = curated.card["bytes"] * len(parts["train"]) / max(1, curated.card["documents"]["train"])
+    else:
+        findings = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
+        findings["notes"] += flaws(parts, tokenizer, "it is read as text")
+        size = sum(len(item.text.encode()) for item in parts["train"])
+    findings |= describe(rows["train"], np.diff(tokens["train"].begins), size, unknown)
     findings["notes"] += learned_before(base, parts["test"])
-    found = None
-    if place := experiment.model.vectors:
-        source, found = vectors_for(Path(place).expanduser(), tokenizer, rows["train"], findings, say)
-        sources |= {"vectors": source}
+    vectors = None
+    if experiment.model.vectors:
+        place, notes = Path(experiment.model.vectors).expanduser(), findings["notes"]
+        sources["vectors"], vectors = for_tokens(place, tokenizer, sources["data"], notes, say)
     if weights is not None and (each := findings["bytes_per_token"]) < 2:
         findings["notes"].append(
             f"warning: the tokenizer of {base.name} spends a token on every {each:.1f} bytes: it was made for other text"
@@ -108,7 +127,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         sources=sources,
         findings=findings,
         config=described,
-        vectors=found,
+        vectors=vectors,
     )
 
 
@@ -157,40 +176,6 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
         raise UserError(error.message.replace("size=", "vocabulary=", 1), fix) from None
 
 
-def vectors_for(
-    place: Path, tokenizer: Tokenizer, rows: Packed, findings: dict[str, Any], say: Say
-) -> tuple[Source, tuple[np.ndarray, np.ndarray]]:
-    """Where word vectors came from, and what they say of the tokens; what that is worth goes into `findings`.
-
-    Raises:
-        UserError: the file cannot be read, or the vectors are of other words.
-    """
-    vectors = load(place)
-    ids, matrix, spelled = of_tokens(vectors, tokenizer)
-    shares = [float(np.isin(rows.ids, some).mean()) for some in (ids[:spelled], ids[spelled:])]
-    if spelled < 2:
-        raise UserError(
-            f"vectors={place}: {spelled} of {tokenizer.size:,} tokens spell one of its {len(vectors.words):,} words",
-            "vectors of this language's words, or another tokenizer=",
-        )
-    say(
-        f"vectors: {vectors.name} ({vectors.format}), {len(vectors.words):,} words, {matrix.shape[1]} wide. Of {tokenizer.size:,} tokens {spelled:,} spell a "
-        f"word ({shares[0]:.0%} of the text), {len(ids) - spelled:,} begin some ({shares[1]:.0%}), {tokenizer.size - len(ids):,} stay random"
-    )
-    findings["vectors"] = {
-        "words": len(vectors.words),
-        "width": matrix.shape[1],
-        "tokens": tokenizer.size,
-        "spelled": spelled,
-        "begun": len(ids) - spelled,
-        "shares": shares,
-    }
-    return Source(vectors.name, vectors.sha256, (), (), len(vectors.words), f"word vectors, {vectors.format}"), (
-        ids,
-        matrix,
-    )
-
-
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The config.json of random weights, with the numbers of its tokenizer's special tokens."""
     found = plan.config_of(name, depth, tokenizer.size, context)
@@ -198,8 +183,15 @@ def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict
     return found | {f"{key}_token_id": each for key, each in named.items() if each is not None}
 
 
-def context_of(experiment: Experiment, weights: Weights | None, ids: Sequence[np.ndarray], base: Base) -> int:
-    """Tokens in a row: enough for nine of ten documents, as far as the model can see."""
+def share_of(token: int | None, ids: np.ndarray) -> float:
+    """How many of all tokens are this one; looked at in pieces, since they may lie on the disk."""
+    if token is None or not len(ids):
+        return 0.0
+    return sum(int((ids[at : at + (1 << 22)] == token).sum()) for at in range(0, len(ids), 1 << 22)) / len(ids)
+
+
+def context_of(experiment: Experiment, weights: Weights | None, lengths: np.ndarray, base: Base) -> int:
+    """Tokens in a row: enough for nine of ten documents, as far as the model can see. lengths: int [documents], of each in tokens."""
     wanted = experiment.data.max_tokens
     if weights is not None and wanted is not None and wanted > weights.context:
         raise UserError(
@@ -208,7 +200,7 @@ def context_of(experiment: Experiment, weights: Weights | None, ids: Sequence[np
         )
     if wanted is not None:
         return wanted
-    long = float(np.percentile([len(each) for each in ids], 90)) if ids else 128.0
+    long = float(np.percentile(lengths, 90)) if len(lengths) else 128.0
     usual = int(min(1024, max(128, 64 * math.ceil(long / 64))))
     return min(usual, weights.context) if weights is not None else usual
 
@@ -262,28 +254,11 @@ def derive(
     return opened.settings
 
 
-def describe(
-    sources: Mapping[str, Any],
-    parts: Mapping[str, list[Item]],
-    rows: Mapping[str, Packed],
-    dropped: Account,
-    unknown: float,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """What preflight found in running text, JSON-ready."""
-    found = shared_findings(sources, parts, sum(map(len, parts.values())), dropped, ())
-    texts = [item.text for item in parts["train"]]
-    found["notes"] += flaws(parts, tokenizer)
-    lengths = np.bincount(np.unique(rows["train"].owners, return_inverse=True)[1], rows["train"].piece_lengths)
-    size = sum(len(text.encode()) for text in texts)
-    return found | {
-        "tokens": {
-            "train": rows["train"].size,
-            "learned": rows["train"].learned,
-            "bytes": size,
-            "lengths": spread(lengths),
-        },
-        "bytes_per_token": size / max(1, rows["train"].size),
+def describe(rows: Packed, lengths: np.ndarray, size: float, unknown: float) -> dict[str, Any]:
+    """What preflight found in the tokens of the training part, JSON-ready. lengths: of each document; size: bytes of all."""
+    return {
+        "tokens": {"train": rows.size, "learned": rows.learned, "bytes": round(size), "lengths": spread(lengths)},
+        "bytes_per_token": size / max(1, rows.size),
         "unknown_share": unknown,
         "truncated": {"rows": 0, "tokens": 0, "learned": 0},
     }

@@ -14,7 +14,6 @@ import torch
 from danlu.core.errors import UserError
 from danlu.core.run import Run, write_text
 from danlu.data import pack
-from danlu.data.options import DataOptions
 from danlu.data.pack import Packed, Tokens
 from danlu.data.source import read
 from danlu.data.tokenizer import Tokenizer
@@ -24,8 +23,8 @@ from danlu.evaluation.compare import compare
 from danlu.models.generate import Sampling
 from danlu.serving.engine import Predictor, Writer
 from danlu.stages.load import Opened, open_final
-from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
-from danlu.stages.text_answers import TOKENS, Speaker, inputs_of, untouched, write
+from danlu.stages.prepare import Prepared, Say
+from danlu.stages.text_answers import TOKENS, Speaker, data_options, inputs_of, read_items, untouched, write
 from danlu.tasks.language import Language
 from danlu.tasks.masked import Masked
 from danlu.tasks.material import Item, RunningText
@@ -41,13 +40,9 @@ SHOWN = 6
 
 
 def encoded(texts: Sequence[str], tokenizer: Tokenizer, causal: bool) -> list[np.ndarray]:
-    """Documents as int32 ids; for a decoder with what begins a text and the token that ends it, for an encoder bare."""
-    found: list[np.ndarray] = []
-    end = [tokenizer.specials[tokenizer.named["eos_token"]]] if causal and "eos_token" in tokenizer.named else []
-    for start in range(0, len(texts), 1000):
-        rows = tokenizer.encode_batch(texts[start : start + 1000], special=causal)
-        found += [np.array(row if row[-1:] == end else row + end, np.int32) for row in rows]
-    return found
+    """Documents as `Tokenizer.documents` makes them, a thousand at a time."""
+    parts = (texts[start : start + 1000] for start in range(0, len(texts), 1000))
+    return [ids for part in parts for ids in tokenizer.documents(part, causal)]
 
 
 def packed(texts: Tokens, tokenizer: Tokenizer, context: int, causal: bool, aligned: bool) -> Packed:
@@ -88,8 +83,8 @@ class Measured:
         sizes = self.sizes if self.right is None else None
         if not self.counts.sum():  # of a few short texts it may be that none is hidden
             return {"rows": len(self.counts), "level": 0.95, "metrics": {}}
-        given = {"sizes": sizes, "right": self.right, "vocabulary": self.vocabulary}
-        found = metrics.language_report(self.sums, self.counts, **given)
+        right, size = self.right, self.vocabulary
+        found = metrics.language_report(self.sums, self.counts, sizes=sizes, right=right, vocabulary=size)
         return {**found, "primary": "bits_per_byte" if self.right is None else "token_accuracy"}
 
 
@@ -196,21 +191,10 @@ def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str
     opened, own = open_final(run), data is None
     if own and text is not None:
         raise UserError(f"text={text}, but no column of a file is read here", "leave it out, or give data=FILE")
-    used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
-    options = DataOptions(bad_rows=used["bad_rows"], text=None if own else text or used["text"])
-    material = RunningText(options)
-    source = read(run.path / "data" / "test.jsonl" if own else data, bad_rows=used["bad_rows"])
-    items, account = material.items(source)
-    for rejected in source.rejected:
-        account.add(rejected.reason, rejected.place)
-    if not items:
-        raise UserError(f"{source.name}: no usable row", "see the reasons with bad_rows=error")
-    say(f"{len(items)} rows: {material.said}")
-    learned = learned_by(run) if not own else frozenset()
-    if known := sum(fingerprint(item.key) in learned for item in items):
-        say(f"warning: {known} of these {len(items)} rows were learned from, so the figures flatter the model")
-    share = float(used["mask_share"])
-    return {"split": "test" if own else "data", **measured(opened, items, share).report(), "dropped": account.json()}
+    used = run.settings() | ({"text": text} if text else {})
+    items, dropped = read_items(run, RunningText(data_options(used, own)), data, used["bad_rows"], say)
+    found = measured(opened, items, float(used["mask_share"])).report()
+    return {"split": "test" if own else "data", **found, "dropped": dropped}
 
 
 # -------------------------------------------------------------------------------------------------------------- answers

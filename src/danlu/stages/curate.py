@@ -1,0 +1,411 @@
+"""`danlu prepare corpus`: raw sources -> a folder with a cleaned, tokenized corpus, every record accounted for."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from danlu.core import config, device
+from danlu.core.cache import remembered_sha256, sha256, whole, write_json
+from danlu.core.config import Setting
+from danlu.core.errors import UserError
+from danlu.core.run import write_text
+from danlu.data import curate, near, steps
+from danlu.data.curate import Cuts, Packing, Plan, Say, Summary
+from danlu.data.options import CleaningOptions, CorpusOptions
+from danlu.data.source import FORMATS, read, suffix
+from danlu.data.tokenizer import Tokenizer
+from danlu.data.vocabulary import learn, usual_size
+from danlu.data.workers import Workers
+from danlu.models.pretrained import resolve
+from danlu.stages.corpus_page import page
+
+
+CARD, PAGE, LOCK = "corpus.json", "corpus.html", ".lock"
+LEARNED_FROM = 100_000_000
+"""Bytes of text, spread over the corpus, that a tokenizer is learned from at most; said where there are more."""
+HELD = 2000
+"""Documents that are usually enough to measure on."""
+EVERY = 5.0
+"""Seconds between two lines of progress."""
+SETTLED = ("workers", "bad_share")
+"""Settings that may change when a corpus is gone on with: nothing that is there depends on them."""
+
+
+@dataclass(frozen=True)
+class Curation:
+    """The settings of `danlu prepare corpus`."""
+
+    cleaning: CleaningOptions = field(default_factory=CleaningOptions)
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
+
+
+def corpus(settings: Mapping[str, Setting], out: Path, data: Any = None, say: Say = print) -> dict[str, Any]:
+    """Make a corpus in the folder `out`, or go on with one that was interrupted; the same bytes either way.
+
+    settings: keys of `Curation`. data: rows handed over in Python instead of `data=`.
+
+    Returns what corpus.json holds. Raises UserError for bad settings and data, when more records than `bad_share` cannot be read (what is
+    done so far stays), and if `out` holds something else.
+    """
+    from filelock import FileLock, Timeout
+
+    given = config.build(Curation, settings)
+    if data is None and given.corpus.data is None:
+        raise UserError("no data=", "say what to read: data=FOLDER")
+    work = out / "work"
+    if out.is_dir() and any(out.iterdir()) and not work.is_dir() and not (out / CARD).is_file():
+        raise UserError(f"out={out} holds something else than a corpus", "name a new folder")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / LOCK, timeout=0):
+            return _corpus(given, out, data, say)
+    except Timeout:
+        raise UserError(f"out={out}: another process is writing it", "wait for it, or name another folder") from None
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out} cannot be written: {error.strerror or error}",
+            "make room, or name a folder you may write to; what is done stays, and the same command goes on",
+        ) from None
+
+
+def _corpus(given: Curation, out: Path, data: Any, say: Say) -> dict[str, Any]:
+    units, note = curate.units(data if data is not None else given.corpus.data)
+    asked = begun(given, units, out)
+    if (out / CARD).is_file():
+        shutil.rmtree(out / "work", ignore_errors=True)
+        say(f"{out} is finished already")
+        found: dict[str, Any] = json.loads((out / CARD).read_bytes())
+        return found
+    cleaning, why = derived(given, units)
+    if cleaning.quality != given.cleaning.quality:
+        say(f"quality={','.join(cleaning.quality or ()) or 'none'} (derived: {why})")
+    options = given.corpus
+    plan = Plan(
+        out / "work",
+        units,
+        options.text,
+        cleaning,
+        against(cleaning),
+        options.duplicates != "keep",
+        options.near if options.duplicates == "near" else None,
+    )
+    workers = options.workers or device.cores()
+    summary, files = first_pass(plan, workers, options.bad_share, say)
+    if plan.duplicates:
+        say("looking for documents that repeat others")
+    curate.find_repeats(plan)
+    cuts, shares = set_aside(plan, options, summary, say)
+    tokenizer = tokenizer_for(plan, cuts, options, out, say)
+    counts = third_pass(plan, cuts, tokenizer, workers, summary, say)
+    say("joining")
+    curate.join(plan, out, tokenizer is not None)
+    return finish(out, plan, asked, why, shares, summary, files, note, counts, tokenizer, say)
+
+
+def begun(given: Curation, units: tuple[curate.Unit, ...], out: Path) -> dict[str, Any]:
+    """What was asked for, written down at the beginning and equal to what is there from before.
+
+    Raises:
+        UserError: naming the first thing that is different.
+    """
+    files = {
+        str(file): [curate.bytes_of(file), int(file.stat().st_mtime_ns)]
+        for unit in units
+        for file in unit.files
+        if isinstance(file, Path) and file.exists()
+    }
+    asked = {key: value for key, value in config.flat(given).items() if key not in SETTLED}
+    tokenizer = given.corpus.tokenizer
+    if tokenizer and (file := Path(tokenizer).expanduser() / "tokenizer.json").is_file():
+        asked["tokenizer"] = remembered_sha256(file)
+    found = {"danlu": version("danlu"), "settings": json.loads(json.dumps(asked)), "files": files}
+    place = out / "work" / "asked.json" if not (out / CARD).is_file() else out / CARD
+    if not place.is_file():
+        write_json(place, found)
+        return found
+    before = json.loads(place.read_bytes())
+    before = before.get("asked", before)
+    for key in ("danlu", "settings", "files"):
+        for name in sorted({**before[key], **found[key]}) if isinstance(found[key], dict) else [""]:
+            one, two = (each[key].get(name) if name else each[key] for each in (before, found))
+            if one != two:
+                what = {"danlu": "danlu", "settings": f"{name}=", "files": name}[key]
+                raise UserError(
+                    f"out={out} was begun with {what} {'as it was then' if key == 'files' else one}, now it is {'another or changed' if key == 'files' else two}",
+                    "give the command as it was, remove the folder, or name another out=",
+                )
+    return found
+
+
+def derived(given: Curation, units: tuple[curate.Unit, ...]) -> tuple[CleaningOptions, str]:
+    """The steps with the rules of quality that fit: by a look at the first records of a few units spread over all."""
+    looked: list[str] = []
+    web = False
+    for unit in units[:: max(1, len(units) // 8)]:
+        looked += curate.beginning(unit, given.corpus.text, 1000 // min(8, len(units)))
+        web = web or any(FORMATS.get(suffix(file)) == "WARC" for file in unit.files)
+    return steps.derived(given.cleaning, looked, web=web)
+
+
+def against(options: CleaningOptions) -> steps.Against | None:
+    """The test sets that no document may share a run of words with: every text in their rows, whatever its column."""
+    if options.against is None:
+        return None
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)):
+            for each in value.values() if isinstance(value, dict) else value:
+                yield from strings(each)
+
+    return steps.Against(text for row in read(options.against).rows for text in strings(row.values))
+
+
+# --------------------------------------------------------------------------------------------------------------- passes
+
+
+class Progress:
+    """A line every few seconds: how far, how fast, how long still. total: 0 where it is not known."""
+
+    def __init__(self, what: str, total: float, unit: str, say: Say) -> None:
+        self.what, self.total, self.unit, self.say = what, total, unit, say
+        self.began = self.last = time.monotonic()
+        self.first: float | None = None
+
+    def __call__(self, done: float, more: str) -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        if now - self.last < EVERY:
+            return
+        self.last = now
+        rate = (done - self.first) / (now - self.began)
+        left = ""
+        if self.total and rate > 0:
+            minutes = max(0.0, self.total - done) / rate / 60
+            left = f"{min(1.0, done / self.total):.0%}, {'under a minute' if minutes < 1 else f'{minutes:,.0f} min'} left, "
+        self.say(f"  {self.what}: {left}{rate / 1e6:,.1f} M{self.unit} a second, {more}")
+
+
+def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Summary, list[dict[str, Any]]]:
+    """All units read and cleaned; what became of their records, and the files."""
+    summary, files = Summary(), list[dict[str, Any]]()
+    sizes = [sum(map(curate.bytes_of, unit.files)) for unit in plan.units]
+    said = f"{sum(sizes) / 1e6:,.1f} MB" if sum(sizes) else "unknown size"
+    count = sum(len(unit.files) or 1 for unit in plan.units)
+    say(f"reading {count:,} file{'s' * (count > 1)} ({said}) with {workers} worker{'s' * (workers > 1)}")
+    progress = Progress("cleaning", float(sum(sizes)), "B", say)
+    reader: list[Any] = []
+    behind = [0.0]
+
+    def done(chunk: Summary) -> None:
+        summary.join(chunk)
+        too_many(summary, bad_share, plan)
+        progress(behind[0] + position(reader), f"{summary.kept:,} of {summary.records:,} records stay")
+
+    with Workers(workers, curate.reading, plan) as pool:
+        for unit, size in enumerate(sizes):
+            cutter = curate.read_unit(plan, unit, pool, done, lambda cutter: reader.__setitem__(slice(None), [cutter]))
+            files += cutter.files
+            summary.left_out.update(cutter.left_out)
+            behind[0] += size
+            reader.clear()
+        pool.finish()
+    too_many(summary, bad_share, plan, least=1)
+    if not summary.records:
+        raise UserError("there is no record in the data", "name other files")
+    if not summary.kept:
+        rule, number = summary.dropped.most_common(1)[0] if summary.dropped else ("nothing is text", 0)
+        raise UserError(
+            f"no document of {summary.records:,} records stays; the most frequent reason: {rule} ({number:,})",
+            "leave a step out of cleaning=, or name other quality= rules",
+        )
+    return summary, files
+
+
+def position(reader: list[Any]) -> float:
+    """Bytes of the files of a unit that were read so far."""
+    return float(sum(sum(file["bytes"] for file in each.files) + each.read for each in reader))
+
+
+def too_many(summary: Summary, bad_share: float, plan: Plan, least: int = 1000) -> None:
+    """Stop when more records than that cannot be read, once there are enough to tell."""
+    if summary.records < least or summary.quarantined <= bad_share * summary.records:
+        return
+    target = plan.work.parent / "quarantine.jsonl"
+    lines = (folder / "quarantine.jsonl" for folder in curate.chunks(plan.work / "read"))
+    write_text(target, "".join(path.read_text("utf-8") for path in lines))
+    first = "; ".join(f"{place}: {reason}" for place, reason in summary.bad)
+    raise UserError(
+        f"{summary.quarantined:,} of {summary.records:,} records cannot be read, over bad_share={bad_share:g}: {first}",
+        f"{target} lists them: mend them, or set bad_share={math.ceil(1000 * summary.quarantined / summary.records) / 1000:g}; what is done stays",
+    )
+
+
+def set_aside(plan: Plan, options: CorpusOptions, summary: Summary, say: Say) -> tuple[Cuts, dict[str, Any]]:
+    """How many documents are set aside, and which."""
+    stays = sum(int(each.sum()) for _, _, _, each in curate.staying(plan))
+    found: dict[str, Any] = {}
+    numbers = []
+    for name, share in (("validation", options.validation_share), ("test", options.test_share)):
+        number = min(HELD, stays // 10) if share is None else round(share * stays)
+        number = max(1, number) if share is None or share > 0 else 0
+        numbers.append(number)
+        found[name] = {"documents": number, "why": f"derived: a tenth, at most {HELD:,}" if share is None else "given"}
+    if sum(numbers) >= stays:
+        raise UserError(
+            f"{stays} document{'s' * (stays != 1)} stay of {summary.records:,} records, too few to set some aside",
+            "give more data, or validation_share=0 test_share=0",
+        )
+    say(
+        f"{summary.kept - stays:,} documents repeat others; of {stays:,}, {numbers[0]:,} are set aside for validation, {numbers[1]:,} for the test"
+    )
+    return curate.cuts(plan, numbers[0], numbers[1], options.seed), found
+
+
+def tokenizer_for(plan: Plan, cuts: Cuts, options: CorpusOptions, out: Path, say: Say) -> Path | None:
+    """The folder of the tokenizer in `out`: a given one, or one learned from the training part; None: texts only."""
+    if options.tokenizer == "none":
+        return None
+    target = out / "tokenizer"
+    if target.is_dir():
+        return target
+    if options.tokenizer:
+        folder = Path(options.tokenizer).expanduser()
+        if not (folder / "tokenizer.json").is_file():
+            try:
+                folder = resolve(options.tokenizer, say).folder
+            except UserError as error:
+                raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
+        made = Tokenizer.load(folder)
+    else:
+        size = sum(Summary.load(folder).bytes for folder in curate.chunks(plan.work / "read"))
+        share = min(1.0, LEARNED_FROM / max(1, size))
+        wanted = options.vocabulary or usual_size(size)
+        some = f" from {share:.1%} of the documents" if share < 1 else ""
+        say(f"learning a tokenizer of {wanted:,} tokens ({'given' if options.vocabulary else 'derived'}){some}")
+        try:
+            made = learn(curate.training_texts(plan, cuts, share), kind=options.kind, size=wanted, say=say)
+        except UserError as error:
+            raise UserError(
+                error.message.replace("size=", "vocabulary=", 1), "give a larger vocabulary=, or leave it out"
+            ) from None
+    with whole(target, alone=True) as building:
+        building.mkdir()
+        made.save(building)
+    return target
+
+
+def third_pass(
+    plan: Plan, cuts: Cuts, tokenizer: Path | None, workers: int, summary: Summary, say: Say
+) -> Counter[str]:
+    """What stays, tokenized and cut into parts; counts of documents, tokens and bytes."""
+    found: Counter[str] = Counter()
+    causal = tokenizer is None or "mask_token" not in Tokenizer.load(tokenizer).named
+    given = Packing(plan, cuts, tokenizer, causal)
+    progress = Progress("tokenizing", summary.bytes, "B", say)
+    read_bytes = [0]
+
+    def done(chunk: dict[str, Any]) -> None:
+        for rule, rows in chunk.pop("samples").items():
+            summary.samples[rule] = sorted(summary.samples.get(rule, []) + rows)[: curate.SAMPLES]
+        found.update(chunk)
+        read_bytes[0] += chunk["bytes_before"]
+        progress(read_bytes[0], f"{found['tokens']:,} tokens")
+
+    (plan.work / "pack").mkdir(exist_ok=True)
+    with Workers(workers, curate.packing, given) as pool:
+        for source, begin, _, _ in curate.staying(plan):
+            target = plan.work / "pack" / source.name
+            if target.is_dir():
+                pool.know(json.loads((target / "counts.json").read_bytes()), done)
+            else:
+                pool.give(curate.pack_chunk, (source, target, begin), done)
+        pool.finish()
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- card
+
+
+def finish(
+    out: Path,
+    plan: Plan,
+    asked: dict[str, Any],
+    why: str,
+    shares: dict[str, Any],
+    summary: Summary,
+    files: list[dict[str, Any]],
+    note: str,
+    counts: Counter[str],
+    tokenizer: Path | None,
+    say: Say,
+) -> dict[str, Any]:
+    """corpus.json and the page, then the passes' folder goes."""
+    cut = near.bands(plan.near) if plan.near else None
+    dropped = dict(summary.dropped.most_common())
+    dropped |= {
+        rule: counts[kind] for kind, rule in zip(("near", "exact"), curate.REPEATED, strict=True) if counts[kind]
+    }
+    quarantined = summary.quarantined + counts["quarantined"]
+    documents = {part: counts[part] for part in ("train", "validation", "test")}
+    found: dict[str, Any] = {
+        "format": 1,
+        "danlu": version("danlu"),
+        "asked": asked,
+        "sources": files,
+        "not_read": note.strip(" ()"),
+        "records": summary.records,
+        "left_out": dict(summary.left_out),
+        "quarantined": quarantined,
+        "dropped": dropped,
+        "documents": documents,
+        "changed": dict(summary.changed),
+        "personal": dict(summary.personal),
+        "languages": dict(summary.languages.most_common()),
+        "bytes_read": summary.bytes_before,
+        "bytes": counts["bytes"],
+        "tokens": counts["tokens"] if tokenizer else None,
+        "tokenizer": {"size": Tokenizer.load(tokenizer).size, "sha256": sha256(tokenizer / "tokenizer.json")}
+        if tokenizer
+        else None,
+        "steps": steps.described(plan.cleaning),
+        "quality_why": why,
+        "set_aside": shares,
+        "near": {"similarity": plan.near, "bands": cut[0], "rows": cut[1], "curve": near.curve(*cut)} if cut else None,
+    }
+    accounted = quarantined + sum(dropped.values()) + sum(documents.values())
+    if accounted != summary.records:
+        raise RuntimeError(f"{summary.records} records came in, {accounted} are accounted for")
+    found["files"] = {
+        path.relative_to(out).as_posix(): sha256(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and (out / "work") not in path.parents and path.name not in (CARD, PAGE, LOCK)
+    }
+    write_text(out / PAGE, page(out.name, found, curate.with_originals(plan, summary.samples)))
+    write_json(out / CARD, found)
+    shutil.rmtree(out / "work", ignore_errors=True)
+    say(
+        f"{sum(documents.values()):,} documents, {found['bytes'] / 1e6:,.1f} MB"
+        + (f", {found['tokens']:,} tokens" if tokenizer else "")
+    )
+    return found
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """What became of all records, in words; the lines add up."""
+    width = len(f"{found['records']:,}")
+    lines = [(found["records"], "records read")]
+    lines += [(number, f"  dropped, {rule}") for rule, number in found["dropped"].items()]
+    lines += [(found["quarantined"], "  could not be read (quarantine.jsonl)")] * bool(found["quarantined"])
+    lines += [(number, f"  {part}") for part, number in found["documents"].items()]
+    return [f"{number:>{width},}  {what}" for number, what in lines]
