@@ -129,6 +129,10 @@ class Run:
             )
         return loaded
 
+    def settings(self) -> dict[str, Any]:
+        """Every setting it was made with, by key."""
+        return {key: entry["value"] for key, entry in self.read("experiment.json")["used"].items()}
+
     def write(self, name: str, content: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 

@@ -23,8 +23,9 @@ from danlu.evaluation.compare import compare
 from danlu.models import vision
 from danlu.models.pretrained import labels_of
 from danlu.stages.load import sealed
-from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
+from danlu.stages.prepare import Prepared, Say
 from danlu.stages.samples import SHOWN, grid_of, png, tiled
+from danlu.stages.text_answers import say_learned
 from danlu.tasks.generative import Autoencoding
 from danlu.training.hooks import measure
 
@@ -199,7 +200,7 @@ def evaluate(run: Run, data: Any, say: Say, label: str | None = None, network: A
         raise UserError(f"label={label}, but no labels of a file are read here", "leave it out, or give data=FILE")
     if own and not (run.path / "data" / "test.npz").is_file():
         raise UserError(f"{run.path} kept no test rows", "give data=")
-    used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
+    used = run.settings()
     columns = {} if own else {"image": used["image"], "label": label or used["label"]}
     source = read_images(run.path / "data" / "test.npz" if own else data, labelled=labelled, **columns)
     # What the run kept has gone through its processor already: of that size, nothing is cut off again.
@@ -214,10 +215,8 @@ def evaluate(run: Run, data: Any, say: Say, label: str | None = None, network: A
         targets = [opened.labels.index(taught[number]) for number in rows.numbers.tolist()]
         rows = replace(rows, targets=np.array(targets, np.int64))
     say(f"{len(rows)} images of {source.name} ({source.format})")
-    learned = learned_by(run)
-    seen = 0 if own else sum(fingerprint(key) in learned for key in rows.keys())  # noqa: SIM118 (not a dict)
-    if seen:
-        say(f"warning: {seen} of these {len(rows)} images were learned from, so the figures flatter the model")
+    if not own:
+        say_learned(run, rows.keys(), "images", say)
     dropped = [{"reason": each.reason, "count": 1, "examples": [each.place]} for each in rejected]
     return {"split": "test" if own else "data", "unit": "image", **figures(opened, rows)[0], "dropped": dropped}
 

@@ -27,7 +27,7 @@ from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
 from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen
 from danlu.tasks.language import Language
-from danlu.tasks.material import TEXTS, Conversations, Item, LabelledTexts, Material, cut_to
+from danlu.tasks.material import TEXTS, Conversations, Item, LabelledTexts, Material, Readable, cut_to
 from danlu.tasks.options import TaskOptions
 from danlu.training.hooks import measure
 
@@ -361,53 +361,57 @@ def evaluate(
     label: str | None = None,
 ) -> dict[str, Any]:
     """Figures of a finished run on its own test rows, or on `data`."""
-    opened = open_final(run)
-    name = "test" if data is None else "data"
-    source = data if data is not None else run.path / "data" / "test.jsonl"
-    used = {key: entry["value"] for key, entry in run.read("experiment.json")["used"].items()}
+    opened, used, own = open_final(run), run.settings(), data is None
     used |= {key: name for key, name in (("text", text), ("label", label)) if name is not None}
-    material, items, dropped = read_items(opened, source, used, own=data is None)
-    say(f"{len(items)} rows: {material.said}")
-    learned = learned_by(run) if data is not None else frozenset()
-    if known := sum(fingerprint(item.key) in learned for item in items):
-        say(f"warning: {known} of these {len(items)} rows were learned from, so the figures flatter the model")
-    if isinstance(material, LabelledTexts):
+    options = data_options(used, own)
+    material: Material = (
+        LabelledTexts(options, opened.labels)
+        if opened.labels
+        else Conversations(options, TaskOptions(system=None if own else used["system"]))
+    )
+    items, dropped = read_items(run, material, data, options.bad_rows, say)
+    if alien := next((item for item in items if opened.labels and item.label not in opened.labels), None):
+        known = f"it knows {', '.join(opened.labels)}"
+        raise UserError(f"{alien.place}: label {alien.label!r} is not known to the model", known)
+    if opened.labels:
         result, _, _ = classifier_figures(opened, items)
     else:
-        result, _ = language_figures(
-            opened, material, items, used["answers"] if answers is None else answers, used["answer_tokens"], say
-        )
+        most = used["answers"] if answers is None else answers
+        result, _ = language_figures(opened, material, items, most, used["answer_tokens"], say)
     dropped += result.pop("dropped", [])
     for entry in dropped:
         say(f"  left out {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
-    return {"split": name, **result, "dropped": dropped}
+    return {"split": "test" if own else "data", **result, "dropped": dropped}
+
+
+def data_options(used: dict[str, Any], own: bool) -> DataOptions:
+    """How a file is read as training was; what the run kept itself has columns of its own."""
+    options = DataOptions(bad_rows=used["bad_rows"])
+    return options if own else replace(options, text=used["text"], label=used.get("label"))
 
 
 def read_items(
-    opened: Opened, source: Any, used: dict[str, Any], own: bool
-) -> tuple[Material, list[Item], list[dict[str, Any]]]:
+    run: Run, material: Readable, data: Any, bad_rows: str, say: Say
+) -> tuple[list[Item], list[dict[str, Any]]]:
     """Held-out rows as the run kept them, or a person's file in the form the run was trained on; and what was left out."""
-    columns = {"text": None, "label": None} if own else {"text": used["text"], "label": used["label"]}
-    options = DataOptions(bad_rows=used["bad_rows"], **columns)
-    material: Material
-    if opened.labels:
-        material = LabelledTexts(options, opened.labels)
-    else:
-        material = Conversations(options, TaskOptions(system=None if own else used["system"]))
-    rows = read(source, bad_rows=used["bad_rows"])
-    items, account = material.items(rows)
-    for rejected in rows.rejected:
+    source = read(run.path / "data" / "test.jsonl" if data is None else data, bad_rows=bad_rows)
+    items, account = material.items(source)
+    for rejected in source.rejected:
         account.add(rejected.reason, rejected.place)
     if not items:
-        raise UserError(
-            f"{source}: no usable row", "; ".join(entry["reason"] for entry in account.json()) or "give rows"
-        )
-    for item in items:
-        if opened.labels and item.label not in opened.labels:
-            raise UserError(
-                f"{item.place}: label {item.label!r} is not known to the model", f"it knows {', '.join(opened.labels)}"
-            )
-    return material, items, account.json()
+        why = "; ".join(entry["reason"] for entry in account.json())
+        raise UserError(f"{source.name}: no usable row", why or "give rows")
+    say(f"{len(items)} rows: {material.said}")
+    if data is not None:
+        say_learned(run, [item.key for item in items], "rows", say)
+    return items, account.json()
+
+
+def say_learned(run: Run, keys: Sequence[str], unit: str, say: Say) -> None:
+    """A warning where rows of a file were learned from."""
+    learned = learned_by(run)
+    if known := sum(fingerprint(key) in learned for key in keys):
+        say(f"warning: {known} of these {len(keys)} {unit} were learned from, so the figures flatter the model")
 
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
