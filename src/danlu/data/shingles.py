@@ -59,11 +59,8 @@ def runs(texts: Sequence[str], count: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 def _runs(texts: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
     points = np.frombuffer("\n".join(texts).encode("utf-32-le", "surrogatepass"), "<u4")
-    kinds = _kinds()[points]
-    begins = (kinds == 2) | ((kinds == 1) & np.append(True, kinds[:-1] != 1))
-    ends = (kinds == 2) | ((kinds == 1) & np.append(kinds[1:] != 1, True))
-    first = np.flatnonzero(begins)
-    words = _mixed(_spans(points.astype(np.uint64) + np.uint64(1), first, np.flatnonzero(ends) + 1))
+    first, behind = _words(points)
+    words = _mixed(_spans(points.astype(np.uint64) + np.uint64(1), first, behind))
     borders = np.cumsum([0, *(len(text) + 1 for text in texts)])
     starts = np.searchsorted(first, borders)
     lengths = np.diff(starts)
@@ -71,6 +68,20 @@ def _runs(texts: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
     begun = np.concatenate([[0], np.cumsum(each)])
     at = np.repeat(starts[:-1] - begun[:-1], each) + np.arange(begun[-1])
     return _mixed(_spans(words, at, np.minimum(at + count, np.repeat(starts[1:], each)))), begun
+
+
+def _words(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where words begin, and where the characters behind them stand: int64 [words] each."""
+    kinds = _kinds()[points]
+    begins = (kinds == 2) | ((kinds == 1) & np.append(True, kinds[:-1] != 1))
+    ends = (kinds == 2) | ((kinds == 1) & np.append(kinds[1:] != 1, True))
+    return np.flatnonzero(begins), np.flatnonzero(ends) + 1
+
+
+def places_of_words(text: str) -> list[tuple[int, int]]:
+    """Of a text in its normal form the words, as (first character, behind the last)."""
+    first, behind = _words(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4"))
+    return list(zip(first.tolist(), behind.tolist(), strict=True))
 
 
 def jaccard(one: np.ndarray, two: np.ndarray) -> float:

@@ -33,7 +33,7 @@ groups of three do not crowd out words from a small vocabulary. `{0,64}` where Q
 BORDER = "\x1f"
 """Between two words of a text that was segmented, where white space does not say so (ASCII's unit separator). Learning crosses none."""
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 RUN = 64
 """Characters without a border that BPE learns from as one: it looks through all of a run for every pair that it joins."""
 
@@ -132,7 +132,7 @@ def segmented(texts: Iterable[str]) -> Iterator[str]:
     """The texts with BORDER around every Chinese word, as jieba finds them (with its hidden Markov model for new words)."""
     cut = _jieba()
     for text in texts:
-        yield _HAN.sub(lambda run: BORDER + BORDER.join(cut(run[0])) + BORDER, text)
+        yield HAN.sub(lambda run: BORDER + BORDER.join(cut(run[0])) + BORDER, text)
 
 
 def _jieba() -> Callable[[str], list[str]]:

@@ -80,6 +80,24 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
             layer.weight  # noqa: B018
 
 
+@torch.no_grad()
+def embed(model: nn.Module, tokens: Tensor, vectors: Tensor, seed: int) -> None:
+    """The embedding of some tokens from word vectors, in place. tokens: int64 [n]; vectors: float32 [n, any width].
+
+    Centred, as random rows are. Narrower than the vectors the embedding keeps their principal components, the best that many numbers can
+    do (Eckart and Young 1936). These are turned into the embedding's width by random orthonormal rows of `seed`, which keeps every inner
+    product and leaves no column emptier than others. Scaled so that the rows deviate as those that were drawn.
+    """
+    names = ("embed_tokens", "word_embeddings")
+    table = next(cast(Tensor, each.weight) for name, each in model.named_modules() if name.endswith(names))
+    x = vectors.double() - vectors.double().mean(0)
+    kept = min(x.shape[1], table.shape[1])
+    components = torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :kept]
+    drawn = torch.randn(table.shape[1], kept, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+    x = x @ components @ torch.linalg.qr(drawn)[0].T
+    table[tokens] = (x * (table.double().std() / x.std())).to(table.dtype)
+
+
 def _fill(weight: Tensor, draw: Draw, rng: torch.Generator, scale: float = 1.0) -> None:
     """Drawn in float32 on the CPU, so that neither the device nor the type of the weight changes what is drawn."""
     drawn = torch.empty(weight.shape)

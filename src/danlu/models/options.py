@@ -27,6 +27,11 @@ class ModelOptions:
         "from random weights: how they are drawn; unless set, as the architecture's paper has it",
         choices=("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2"),
     )
+    vectors: str | None = option(
+        None,
+        "from random weights: word vectors (a file, or a folder of `danlu prepare vectors`) that the tokens' embedding starts from",
+        tasks=CORPUS_TASKS,
+    )
     method: str | None = option(
         None,
         "what is trained: lora (small matrices beside frozen weights) or full",

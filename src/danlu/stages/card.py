@@ -266,7 +266,7 @@ def model_card(facts: Json, settings: Json, data: Json, evaluation: Json, folder
     unstated = [_code(called(one)) for one in ends if not _licence(one)] + ["the data"] * (not sources)
     name = str(facts.get("name") or folder.parent.name)
     compared = [evaluation.get("before") or {}, *(evaluation.get("baselines") or [])]
-    compared += (evaluation.get("transfer") or {}).get("rows") or []
+    compared += (evaluation.get("transfer") or {}).get("rows") or [evaluation.get("vectors") or {}]
     words = Environment(  # noqa: S701 - Markdown: `plain` and `code` see to what comes from outside
         trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, keep_trailing_newline=True
     )

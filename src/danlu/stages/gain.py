@@ -19,7 +19,8 @@ from danlu.evaluation import metrics
 from danlu.evaluation.compare import verdict
 from danlu.models.pretrained import Base, weights_sha256
 from danlu.stages.build import build
-from danlu.stages.load import weights_of
+from danlu.stages.corpus_answers import measured
+from danlu.stages.load import Opened, weights_of
 from danlu.stages.modality import modality
 from danlu.stages.prepare import Prepared, Say, number, rate_before, run_behind
 from danlu.training.fit import fit, swap_averages
@@ -42,6 +43,8 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
     looked at afterwards. A seed decides which rows have labels, the new head or all of the random weights, and the order.
     """
     wanted = prepared.experiment.task.gain_seeds
+    if prepared.vectors is not None and wanted != 0:
+        of_vectors(run, prepared, SEEDS if wanted is None else wanted, wanted is not None, say)
     if not prepared.labels or wanted == 0 or (wanted is None and run_behind(prepared.base) is None):
         return
     sides = sides_of(prepared)
@@ -80,6 +83,60 @@ def measure(run: Run, prepared: Prepared, say: Say) -> None:
         "rows": rows,
     }
     run.write("evaluation.json", {**run.read("evaluation.json"), "transfer": transfer})
+
+
+def of_vectors(run: Run, prepared: Prepared, seeds: int, asked: bool, say: Say) -> None:
+    """Add to a run's evaluation what starting from word vectors was worth: the same training without them, on the test documents.
+
+    A seed decides the random weights, how the vectors are turned, and the order of the rows; all else is the run's.
+    """
+    steps, items = number(prepared.experiment.training.steps), prepared.items["test"]
+    expected = 2 * seeds * steps * float(run.read("data.json")["expected"]["seconds_per_step"])
+    if expected > SECONDS and not asked:
+        say(
+            f"not compared with a random embedding: about {clock(expected)}; gain_seeds={seeds} and another out= make it"
+        )
+        return
+    say(f"comparing with a random embedding, {seeds} seeds: about {clock(expected)}")
+    found, said = np.empty((2, seeds, len(items))), time.perf_counter()
+    for place in range(2 * seeds):
+        seed, side = divmod(place, 2)
+        training = replace(prepared.experiment.training, seed=seed)
+        mine = replace(
+            prepared,
+            experiment=replace(prepared.experiment, training=training),
+            vectors=prepared.vectors if side else None,
+        )
+        built = build(mine, lambda _: None)
+        fit(built.state, steps)
+        swap_averages(built.task.learners())
+        opened = Opened(
+            run,
+            built.model.eval(),
+            mine.processor,
+            mine.task,
+            (),
+            built.state.precision,
+            number(mine.experiment.data.max_tokens),
+        )
+        each = measured(opened, items, mine.experiment.task.mask_share)
+        whole = each.right is None
+        counts = each.sizes * math.log(2) if whole else each.counts
+        found[side, seed] = each.sums / counts.mean()  # their mean over documents is the sum over the count of all
+        if (now := time.perf_counter()) - said > 10:
+            say(f"  training {place + 1} of {2 * seeds}")
+            said = now
+    gap = metrics.over_seeds_and_rows(found[1] - found[0])
+    told: dict[str, Any] = {"metric": "bits per byte" if whole else "loss a hidden token", "rows": len(items)}
+    told |= {"names": ["a random embedding", "word vectors"], "unit": "test document"}
+    told |= {"difference": gap.value, "low": gap.low, "high": gap.high}
+    words = f"{verdict(told, points=False, higher_is_better=False)}, {seeds} seeds"
+    say(words)
+    sides = {
+        name: metrics.over_seeds_and_rows(one).json() for name, one in zip(("random", "vectors"), found, strict=True)
+    }
+    result = {"seeds": seeds, "metric": told["metric"], **sides, "difference": gap.json(), "verdict": words}
+    run.write("evaluation.json", {**run.read("evaluation.json"), "vectors": result})
 
 
 def sides_of(prepared: Prepared) -> dict[str, Prepared]:

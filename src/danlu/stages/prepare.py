@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from danlu.core import config, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import Run, find_run
+from danlu.core.types import CORPUS_TASKS, TEXT_TASKS
 from danlu.data.clean import contradictions, duplicates, leaks, normal_form
 from danlu.data.loader import windows
+from danlu.data.options import DataOptions
+from danlu.data.rows import column
 from danlu.data.source import Source
-from danlu.data.split import split
+from danlu.data.split import moments, split
 from danlu.experiment import Asked, Experiment
 from danlu.models.catalogue import MODELS
 from danlu.models.pretrained import Base
@@ -39,6 +43,7 @@ class Prepared:
     experiment: with every derived setting filled in. settings: the same, flat, each with its origin. rows, items: by part.
     weights: where they lie (`load.Weights`); None for a network of images. processor: what turns a person's input into tensors.
     config: what the config.json of a network of images, or of random weights for text, says; None for learned weights of text.
+    vectors: what random weights for text start some tokens' embedding from: ids int64 [tokens], float32 [tokens, any width].
     """
 
     asked: Asked
@@ -49,10 +54,11 @@ class Prepared:
     processor: Any
     labels: tuple[str, ...]
     rows: dict[str, Any]
-    items: dict[str, list[Item]]
+    items: Mapping[str, Sequence[Item]]
     sources: dict[str, Source]
     findings: dict[str, Any]
     config: dict[str, Any] | None = None
+    vectors: tuple[Any, Any] | None = None
 
     @property
     def task(self) -> str:
@@ -103,7 +109,7 @@ def number(value: int | float | None) -> int:
 def part(
     material: Readable, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Callable[[str], None]
 ) -> dict[str, list[Item]]:
-    """Usable rows by part; rows of `data` that say the same as a given validation or test row leave the training part."""
+    """Usable rows by part; rows of `data` that say the same as a given validation or test row, or nearly, leave the training part."""
     found: dict[str, list[Item]] = {}
     for role, source in sources.items():
         found[role], account = material.items(source)
@@ -121,36 +127,102 @@ def part(
         if not found[role]:
             raise UserError(f"{source.name}: no usable row of {source.total}", "see the reasons with bad_rows=error")
     options = experiment.data
+    check_split(options)
+    if options.near and experiment.task.task in TEXT_TASKS:
+        found = with_alike(found, options.near)
     shares = {
         "validation_share": 0.0 if "validation" in found else options.validation_share,
         "test_share": 0.0 if "test" in found else options.test_share,
     }
     held = {item.key: role for role in ("validation", "test") for item in found.get(role, [])}
+    near = {item.alike: role for role in ("validation", "test") for item in found.get(role, []) if item.alike}
     groups = {item.group: role for role in ("validation", "test") for item in found.get(role, []) if item.group}
     rows = []
     for item in found["data"]:
         if item.key in held:
             dropped.add(f"also in the {held[item.key]} file, so not learned", item.place)
+        elif item.alike in near:
+            dropped.add(f"nearly the same as a row of the {near[item.alike]} file, so not learned", item.place)
         elif item.group in groups:
             dropped.add(f"of a group that is also in the {groups[item.group]} file, so not learned", item.place)
         else:
             rows.append(item)
     if "validation" in found and "test" in found:
-        tested = {item.key for item in found["test"]}
-        for item in [item for item in found["validation"] if item.key in tested]:
-            dropped.add("in validation and in test: left out of validation", item.place)
-        found["validation"] = [item for item in found["validation"] if item.key not in tested]
+        tested = {item.alike or item.key for item in found["test"]}
+        for item in [item for item in found["validation"] if (item.alike or item.key) in tested]:
+            dropped.add("in validation and in test, or nearly: left out of validation", item.place)
+        found["validation"] = [item for item in found["validation"] if (item.alike or item.key) not in tested]
     if not rows:
-        raise UserError("every row of data= is also in the validation or test file", "give other rows to learn from")
+        fix = "give other rows to learn from" + "; near=0 lets through what is only nearly the same" * bool(near)
+        raise UserError("every row of data= is also in the validation or test file", fix)
     labels = None
     if rows[0].label is not None:
         rows = without_rare(rows, options.rare_labels, 1 + sum(share > 0 for share in shares.values()), dropped)
         labels = [str(item.label) for item in rows]
         if not rows:
             raise UserError("every label has too few distinct rows", "is label= the right column?")
-    chosen = split(components(rows), seed=experiment.training.seed, labels=labels, **shares)
+    times = None
+    if options.time is not None:
+        name = column(sources["data"], options.time, (), "time")
+        written = {row.number: row.values.get(name) for row in sources["data"].rows}
+        times = moments([(item.place, written[item.number]) for item in rows])
+    chosen = split(
+        components(rows),
+        seed=experiment.training.seed,
+        labels=labels,
+        times=times,
+        folds=options.folds or 0,
+        fold=options.fold or 0,
+        **shares,
+    )
     parts = {name: [rows[place] for place in getattr(chosen, name)] for name in PARTS}
+    if times is not None:
+        for name, places in ((name, getattr(chosen, name)) for name in PARTS):
+            if places:
+                first, last = (written[rows[of(places, key=times.__getitem__)].number] for of in (min, max))
+                say(f"{name}: {options.time} from {first} to {last}")
     return parts | {name: found[name] for name in ("validation", "test") if name in found}
+
+
+def check_split(options: DataOptions) -> None:
+    """Whether what is said about the split can be done together."""
+    if options.fold is not None and options.fold >= (options.folds or 0):
+        fix = f"fold=0 to {options.folds - 1}" if options.folds else "say how many there are: folds=5"
+        raise UserError(f"fold={options.fold}, but folds={options.folds}", fix)
+    if options.folds and (options.test or options.time):
+        other = "test" if options.test else "time"
+        raise UserError(f"folds= and {other}= both say which rows are the test", "leave one of them out")
+    if options.time and options.test and options.validation:
+        raise UserError("time= says which rows to hold out, but validation= and test= are given", "leave it out")
+
+
+def with_alike(found: Mapping[str, list[Item]], threshold: float) -> dict[str, list[Item]]:
+    """The same rows, each with the key that it shares with all that are nearly the same, in whatever file.
+
+    A system message says nothing about whether two conversations are alike. Raises UserError if most rows are.
+    """
+    from danlu.data.near import clusters
+
+    keys = {item.key: item for items in found.values() for item in items}
+    roots = clusters([spoken(item) for item in keys.values()], threshold)
+    names: dict[int, str] = {}
+    for key, root in zip(keys, roots.tolist(), strict=True):
+        names[root] = min(key, names.get(root, key))
+    if names and (most := Counter(roots.tolist()).most_common(1)[0])[1] > max(2, len(keys) / 2):
+        one, two = [item.place for item, root in zip(keys.values(), roots, strict=True) if root == most[0]][:2]
+        raise UserError(
+            f"{most[1]} of {len(keys)} distinct rows are nearly the same text ({one} and {two} for example), so no split of them measures "
+            f"anything: at least {threshold:.0%} of their runs of five words are equal",
+            "take what they have in common out of the rows; near=0 splits them all the same, near=0.95 only keeps closer ones together",
+        )
+    alike = {key: names[root] for key, root in zip(keys, roots.tolist(), strict=True)}
+    return {role: [replace(item, alike=alike[item.key]) for item in items] for role, items in found.items()}
+
+
+def spoken(item: Item) -> str:
+    """What rows are compared by: the text, or all that is said in a conversation."""
+    messages = item.values.get("messages")
+    return "\n".join(str(m["content"] or "") for m in messages if m["role"] != "system") if messages else item.key
 
 
 def without_rare(rows: list[Item], policy: str, least: int, dropped: Account) -> list[Item]:
@@ -179,7 +251,7 @@ def without_rare(rows: list[Item], policy: str, least: int, dropped: Account) ->
 
 
 def components(rows: Sequence[Item]) -> list[str]:
-    """One key a row: rows that say the same or are of one group, directly or through others, share it."""
+    """One key a row: rows that say the same, or nearly, or are of one group, directly or through others, share it."""
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -190,9 +262,9 @@ def components(rows: Sequence[Item]) -> list[str]:
 
     for item in rows:
         if item.group is not None:
-            one, two = sorted((root(f"text:{item.key}"), root(f"group:{item.group}")))
+            one, two = sorted((root(f"text:{item.alike or item.key}"), root(f"group:{item.group}")))
             parent[two] = one
-    return [root(f"text:{item.key}") for item in rows]
+    return [root(f"text:{item.alike or item.key}") for item in rows]
 
 
 def check_labels(parts: dict[str, list[Item]], sources: dict[str, Source]) -> tuple[str, ...]:
@@ -276,11 +348,16 @@ class Open:
 
 
 def shared_findings(
-    sources: Mapping[str, Source], parts: Mapping[str, list[Item]], kept: int, dropped: Account, labels: Sequence[str]
+    sources: Mapping[str, Source],
+    parts: Mapping[str, Sequence[Item]],
+    kept: int,
+    dropped: Account,
+    labels: Sequence[str],
 ) -> dict[str, Any]:
     """What preflight found and is the same for every kind of rows, JSON-ready. kept: rows in all parts together."""
     keys = {name: [item.key for item in items] for name, items in parts.items()}
-    pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(keys).items()}
+    alike = {name: [item.alike or item.key for item in items] for name, items in parts.items()}
+    pairs = {" and ".join(pair): len(shared) for pair, shared in leaks(alike).items()}
     notes = [f"{count} rows stand both in {pair}" for pair, count in pairs.items()]
     if labels:
         unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
@@ -297,9 +374,9 @@ def shared_findings(
     for label in labels:
         spelled.setdefault(normal_form(label), []).append(label)
     notes += [
-        f"warning: the labels {' and '.join(map(repr, alike))} differ only in case or width"
-        for alike in spelled.values()
-        if len(alike) > 1
+        f"warning: the labels {' and '.join(map(repr, similar))} differ only in case or width"
+        for similar in spelled.values()
+        if len(similar) > 1
     ]
     return {
         "rows": {
@@ -309,6 +386,7 @@ def shared_findings(
         },
         "splits": {name: len(parts[name]) for name in PARTS},
         "duplicates": sum(len(group) - 1 for group in duplicates(keys["train"])),
+        "near": len(set(keys["train"])) - len(set(alike["train"])),
         "leaks": sum(pairs.values()),
         "labels": {
             label: {name: sum(item.label == label for item in parts[name]) for name in PARTS} for label in labels
@@ -362,8 +440,10 @@ def check_gain(experiment: Experiment, base: Base) -> None:
     seeds = experiment.task.gain_seeds
     if seeds == 1:
         raise UserError("gain_seeds=1: one seed has no interval", "give 2 or more, or 0 for no comparison")
-    if seeds and base.kind == "random":
+    if seeds and base.kind == "random" and not experiment.model.vectors:
         raise UserError(f"gain_seeds={seeds}, but {base.name} starts from random weights", "leave it out")
+    if seeds and base.kind != "random" and experiment.task.task in CORPUS_TASKS:
+        raise UserError(f"gain_seeds={seeds}, but only vectors= are compared in pretraining", "leave it out")
 
 
 def without_weights(prepared: Prepared) -> Prepared:

@@ -28,7 +28,7 @@ from danlu.experiment import Asked, Experiment
 from danlu.models import decoder, encoder
 from danlu.models.catalogue import MODELS
 from danlu.models.generate import Sampling
-from danlu.models.initialise import initialise
+from danlu.models.initialise import embed, initialise
 from danlu.models.pretrained import Base, label_keys, read_json, resolve
 from danlu.stages.load import Weights, open_weights, weights_of
 from danlu.stages.modality import Modality
@@ -237,16 +237,16 @@ def describe(
     }
 
 
-def flaws(parts: Mapping[str, list[Item]], tokenizer: Tokenizer) -> list[str]:
-    """What is often wrong with texts: flaws of the training part, and special tokens written out in any part."""
+def flaws(
+    parts: Mapping[str, Sequence[Item]], tokenizer: Tokenizer, read: str = "it is read as that token"
+) -> list[str]:
+    """What is often wrong with texts: flaws of the training part, and special tokens written out in any part; read: what becomes of those."""
     texts = [item.text for item in parts["train"]]
     tests = ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML"))
     shares = [(share(texts, test), what) for test, what in tests]
     found = [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
     if smuggled := sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items):
-        found.append(
-            f"{smuggled} rows contain the text of a special token such as the end of a turn; it is read as that token"
-        )
+        found.append(f"{smuggled} rows contain the text of a special token such as the end of a turn; {read}")
     return found
 
 
@@ -308,6 +308,9 @@ def network(prepared: Prepared, say: Say) -> Any:
         model = own(prepared.config, "classification" if labels else "language", labels, options.dropout)
     if options.initialise:
         initialise(model, options.initialise, seed)
+    if prepared.vectors is not None:
+        tokens, vectors = map(torch.from_numpy, prepared.vectors)
+        embed(model, tokens, vectors, seed)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from danlu.core.config import option
-from danlu.core.types import CLASSIFIERS, IMAGE_TASKS, TEXT_TASKS
+from danlu.core.types import CLASSIFIERS, CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TaskOptions:
     )
     gain_seeds: int | None = option(
         None,
-        "from a run: seeds of the comparison with random weights, and with those before it, at 100, 500, 5,000 and all labels (0: none)",
+        "from a run: seeds of the comparison with random weights, and with those before it, at 100, 500, 5,000 and all labels; from vectors=: with an embedding that starts at random (0: none)",
         low=0,
-        tasks=CLASSIFIERS,
+        tasks=(*CLASSIFIERS, *CORPUS_TASKS),
     )
