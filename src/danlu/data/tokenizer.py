@@ -40,13 +40,6 @@ FAULTS = (
 )
 """What Python raises for what a template does; RecursionError is a RuntimeError."""
 
-KEEPING = {"ByteLevel", "Digits", "Metaspace", "NFC", "Prepend", "Replace", "Split"}
-"""Steps before a tokenizer's model that drop no character, unless they say so."""
-
-_PRINTED = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-BYTES = [chr(byte if byte in _PRINTED else 0x100 + len({*range(byte)} - _PRINTED)) for byte in range(0x100)]
-"""How byte-level vocabularies write each byte (Radford et al. 2019)."""
-
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -144,43 +137,17 @@ class Tokenizer:
         """Text -> ids; `special` adds what the model expects around a text ([CLS] … [SEP], a BOS)."""
         return self.rust.encode(text, add_special_tokens=special).ids
 
-    def least(self, text: str) -> int:
-        """Tokens that a text has at least, without making them: 0 where nothing is known of that."""
-        if self._spread is None:
-            return 0
-        most, dropped = self._spread
-        return -(-(len(text) - sum(map(text.count, dropped))) // most)
+    def least(self, text: str, enough: int) -> int:
+        """Tokens that a text has at least, if those are `enough`, a hundred or more; else 0. Of a text of any length only a beginning is read.
 
-    @cached_property
-    def _spread(self) -> tuple[int, str] | None:
-        """(characters that one token can stand for, characters that may have none); None where a token has no bound: some
-        tokenizers drop spaces, or make one unknown token of a word of any length."""
-        parts, vocabulary = json.loads(self.rust.to_str()), self.rust.get_vocab()
-        model = parts["model"]
-        steps = [*_steps(parts["normalizer"], "normalizers"), *_steps(parts["pre_tokenizer"], "pretokenizers")]
-        kinds = {step["type"] for step in steps}
-        shorter = any(
-            len(step["content"]) < len(step["pattern"].get("String", "x" * 99))
-            for step in steps
-            if step["type"] == "Replace"
-        )
-        if (
-            model["type"] != "BPE"
-            or model.get("continuing_subword_prefix")
-            or model.get("end_of_word_suffix")
-            or not kinds <= KEEPING
-            or shorter
-            or any(step.get("behavior") == "Removed" for step in steps)
-            or any(token["lstrip"] or token["rstrip"] for token in parts["added_tokens"])
-        ):
-            return None
-        written = BYTES if "ByteLevel" in kinds else [f"<0x{byte:02X}>" for byte in range(256)]
-        known = [text in vocabulary for text in written]
-        if not ("ByteLevel" in kinds or model.get("byte_fallback")) or not all(known[0x80:0xC0]):
-            return None  # each character beyond ASCII ends in one of these bytes
-        composed = 4 if "NFC" in kinds else 1  # characters in one (Unicode's FAQ on normalisation)
-        dropped = "".join(chr(byte) for byte in range(0x80) if not known[byte])
-        return composed * max(map(len, vocabulary)), dropped
+        Half of what the beginning has: a word that is cut in two may have more tokens than the whole one, WordPiece's up to a hundred.
+        """
+        size = 16 * enough
+        while size < len(text):
+            if (found := len(self.encode(text[:size])) // 2) >= enough:
+                return found
+            size *= 2
+        return 0
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Many texts at once, on all cores."""
@@ -356,13 +323,6 @@ def _json(file: Path) -> dict[str, Any]:
             f"{file}: found a {type(value).__name__}, expected an object", "download or export the model's folder again"
         )
     return value
-
-
-def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of tokenizer.json as the list of steps that it is."""
-    if part is None:
-        return []
-    return [step for each in part[inner] for step in _steps(each, inner)] if part["type"] == "Sequence" else [part]
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:

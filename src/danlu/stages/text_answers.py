@@ -197,7 +197,7 @@ class Speaker:
     def prompt(self, asked: Asked) -> list[int]:
         tokenizer, whole = self.opened.tokenizer, isinstance(asked, str)
         text = asked if isinstance(asked, str) else rendered(self.opened, [dict(message) for message in asked])
-        least = tokenizer.least(text)
+        least = tokenizer.least(text, self.context)
         check_length(asked, f"at least {least:,}", least, self.context)
         return tokenizer.encode(text, special=whole)
 
