@@ -49,6 +49,8 @@ PROGRAM = 0.53e9
 """Bytes of Python, torch and what the stages import, before there is a network."""
 GPU, GPU_FLOPS, GPU_SHARE, GPU_MEMORY = "H100", 989e12, 0.4, 80e9
 """NVIDIA's data sheet of the H100 SXM, bfloat16 without sparsity; the share of it that Llama 3 reached on such (38 to 43 %, Dubey et al. 2024)."""
+GPU_PARAMETER_SECONDS = 30 / 3.35e12
+"""AdamW reads and writes some 30 bytes a weight, at 3.35 TB/s."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,8 @@ def speed(kind: str, precision: str, threads: int, say: Say, fresh: bool = False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # nothing there, or nothing readable: measured
     load = os.getloadavg()[0]
-    measured = replace(
-        calibrate(kind, precision, threads, say), busy=load if load > 0.75 * device.machine().cores else None
-    )
+    busy = load if load > 0.75 * device.machine().cores else None
+    measured = replace(calibrate(kind, precision, threads, say), busy=busy)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(measured)))
@@ -297,10 +298,8 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
 
     def in_time(size: int) -> float:
         """Tokens that fit into the hours, validations and all, at so many an update."""
-        room, each = (
-            max(0.0, (given.hours or 0) * 3600 * IN_TIME - LOOKS * LOOK_SECONDS),
-            token + update / (size * given.filled),
-        )
+        room = max(0.0, (given.hours or 0) * 3600 * IN_TIME - LOOKS * LOOK_SECONDS)
+        each = token + update / (size * given.filled)
         few = room / (each + LOOKS * HELD * token / 3)
         return few if few * HELD <= given.held else (room - LOOKS * given.held * token / 3) / each
 
@@ -349,25 +348,35 @@ def memory_of_machine() -> float:
 # -------------------------------------------------------------------------------------------------------------- command
 
 
-def given_of(asked: Asked, rows: Mapping[str, Any], context: int, vocabulary: int) -> Given:
-    """What a text and its settings fix. rows: `data.pack.Packed` by part."""
-    options, model = asked.experiment.training, asked.experiment.model
-    pieces = rows["train"].piece_lengths.astype(float)
-    return Given(
+def given_of(
+    asked: Asked, context: int, vocabulary: int, rows: Mapping[str, Any] | None = None, tokens: float | None = None
+) -> Given:
+    """What settings and a text fix. rows: the text as `data.pack.Packed` by part. tokens: of a text that is not at hand, None without end."""
+    options, model, different = (
+        asked.experiment.training,
+        asked.experiment.model,
+        math.inf if tokens is None else tokens,
+    )
+    given = Given(
         kind=str(model.model),
         vocabulary=vocabulary,
         memory=memory_of_machine(),
         hours=options.hours,
         depth=model.depth,
-        different=rows["train"].size,
-        held=rows["validation"].size,
+        different=different,
+        held=different * asked.experiment.data.validation_share,
         context=context,
-        filled=rows["train"].size / len(rows["train"]) / context,
-        length=float((pieces**2).sum() / pieces.sum()),
+        length=float(context),
         batch=options.batch_size and options.batch_size * context,
         micro_batch=options.micro_batch_tokens,
         muon=options.optimizer == "muon",
     )
+    if rows is None:
+        return given
+    train, held = rows["train"], rows["validation"].size
+    pieces = train.piece_lengths.astype(float)
+    length, filled = float((pieces**2).sum() / pieces.sum()), train.size / len(train) / context
+    return replace(given, different=train.size, held=held, length=length, filled=filled)
 
 
 def planned(
@@ -383,7 +392,7 @@ def planned(
         say(
             f"warning: the machine was busy while its speed was measured (load {measured.busy:.1f}): a larger model may fit"
         )
-    return choose(given_of(asked, rows, context, vocabulary), measured)
+    return choose(given_of(asked, context, vocabulary, rows), measured)
 
 
 def plan(
@@ -419,36 +428,19 @@ def plan(
     if data.data is not None:
         prepared = prepare(asked, say=say)
         context = prepared.experiment.data.max_tokens or 0
-        given = given_of(asked, prepared.rows, context, prepared.processor.size)
+        given = given_of(asked, context, prepared.processor.size, prepared.rows)
     else:
-        context, different = data.max_tokens or 256, math.inf if tokens is None else tokens
-        given = Given(
-            kind=kind,
-            vocabulary=data.vocabulary or 8192,
-            memory=memory_of_machine(),
-            hours=options.hours,
-            depth=asked.experiment.model.depth,
-            different=different,
-            held=different * data.validation_share,
-            context=context,
-            length=float(context),
-            batch=options.batch_size and options.batch_size * context,
-            micro_batch=options.micro_batch_tokens,
-            muon=options.optimizer == "muon",
-        )
+        given = given_of(asked, data.max_tokens or 256, data.vocabulary or 8192, tokens=tokens)
     given = replace(given, memory=memory or given.memory)
     if data.data is None and data.vocabulary is None:
         text = given.different if tokens is not None else choose(given, measured).tokens
         given = replace(given, vocabulary=usual_size(int(text * 4)))  # about four bytes a token
     found = choose(given, measured)
-    assumed = {}
+    hours, assumed = given.hours or found.seconds / 3600, {}
     for count in (1, 8):
         rate = {512: GPU_FLOPS * GPU_SHARE * count}
-        gpus = Speed(
-            rate, rate, rate, 30 / 3.35e12 / count
-        )  # AdamW reads and writes some 30 bytes a weight, at 3.35 TB/s
-        room = replace(given, hours=given.hours or found.seconds / 3600, depth=None, memory=GPU_MEMORY * count * 0.75)
-        assumed[count] = asdict(choose(room, gpus))
+        gpus = Speed(rate, rate, rate, GPU_PARAMETER_SECONDS / count)
+        assumed[count] = asdict(choose(replace(given, hours=hours, depth=None, memory=GPU_MEMORY * count * 0.75), gpus))
     return {
         "kind": kind,
         "hours": given.hours,
@@ -491,30 +483,21 @@ def in_words(found: Mapping[str, Any]) -> str:
     from danlu.training.hooks import clock
 
     each = Plan(**found["plan"])
+    time = clock(each.seconds) if each.seconds < 172_800 else f"{each.seconds / 86_400:,.1f} days"
     lines = [
         f"{found['kind']} on {found['cpu']}, {found['threads']} threads, {found['precision']}",
-        (
-            f"depth {each.depth}: {each.width} wide, {each.parameters / 1e6:,.2f} M weights, {each.inside / 1e6:,.2f} M of them inside the layers; "
-            f"vocabulary {each.vocabulary:,}"
-        ),
+        f"depth {each.depth}: {each.width} wide, {each.parameters / 1e6:,.2f} M weights, {each.inside / 1e6:,.2f} M of them inside the layers; vocabulary {each.vocabulary:,}",
         f"{each.steps:,} updates of {each.tokens // each.steps:,} tokens in rows of up to {each.context}, learning rate {each.learning_rate:.2g}",
         f"{each.tokens:,} tokens: " + passes_in_words(each, found["different"]),
-        (
-            f"time {clock(each.seconds) if each.seconds < 172_800 else f'{each.seconds / 86_400:,.1f} days'} with {LOOKS} validations (the test at the end comes after it); "
-            f"memory {each.memory_bytes / 1e9:.2f} GB of {found['memory_bytes'] / 1e9:.1f} usable"
-        ),
+        f"time {time} with {LOOKS} validations (the test at the end comes after it); memory {each.memory_bytes / 1e9:.2f} GB of {found['memory_bytes'] / 1e9:.1f} usable",
         expected(each, found["kind"]),
-        (
-            f"the same hours on GPUs, assumed and not measured ({GPU}: {GPU_FLOPS / 1e12:.0f} TFLOP/s of bfloat16 by its data sheet, "
-            f"{GPU_SHARE:.0%} of it reached, as with Llama 3, which small models do not reach):"
-        ),
+        f"the same hours on GPUs, assumed and not measured ({GPU}: {GPU_FLOPS / 1e12:.0f} TFLOP/s of bfloat16 by its data sheet, {GPU_SHARE:.0%} of it reached, as with Llama 3, which small models do not reach):",
     ]
     for count, other in found["assumed"].items():
         there = Plan(**other)
-        lines.append(
-            f"  {count} GPU{'s' * (count != 1)}: depth {there.depth}, {there.parameters / 1e6:,.0f} M weights, "
-            f"{there.tokens / 1e6:,.0f} M tokens" + ("" if there.passes is None else f", {there.passes:.2g} passes")
-        )
+        passes = "" if there.passes is None else f", {there.passes:.2g} passes"
+        size = f"{there.parameters / 1e6:,.0f} M weights, {there.tokens / 1e6:,.0f} M tokens{passes}"
+        lines.append(f"  {count} GPU{'s' * (count != 1)}: depth {there.depth}, {size}")
     if found["busy"] is not None:
         lines.append(
             f"warning: the machine was busy while its speed was measured (load {found['busy']:.1f} on {found['cores']} cores), "
