@@ -6,7 +6,9 @@ bounds of FineWeb 2 (Penedo et al. 2025). They count words; where no space stand
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ FEWEST = 50
 """Words of the shortest document that Gopher keeps. Its rules of repetition were set on such texts: shorter ones are not asked about runs."""
 
 _TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+(?:['’.-]\w+)*|[^\w\s]+")
-_PLAIN = re.compile(r"\w+(?:['’.-]\w+)*|[^\w\s]+")
+_PARAGRAPH = re.compile(r"\n{2,}")
+_PLAIN = re.compile(r"\w+(?:['.-]\w+)*|[^\w\s]+", re.ASCII)
 _END = ('.', '?', '!', '"', "'", "。", "？", "！", "；", "…", "”", "’", "」", "』")  # fmt: skip
 _STOP = {
     "en": frozenset(("the", "be", "to", "of", "and", "that", "have", "with")),
@@ -34,35 +37,54 @@ _STOP = {
 
 
 class Page:
-    """A text as the rules look at it."""
+    """A text as the rules look at it. Tokens are words, and punctuation in a row; in scripts without spaces, characters."""
 
     def __init__(self, text: str, language: str = "") -> None:
         self.text, self.language = text, language
         self.lines = [line for line in text.split("\n") if line.strip()]
-
-    @cached_property
-    def spaceless(self) -> bool:
-        """Whether it is written without spaces between words, most of it; a character there carries what three letters do."""
-        return not self.text.isascii() and 4 * len(UNSPACED.findall(self.text[:2000])) > len(self.text[:2000])
-
-    @cached_property
-    def tokens(self) -> list[str]:
-        """Words, and punctuation in a row; in scripts without spaces characters."""
-        return (_PLAIN if self.text.isascii() else _TOKEN).findall(self.text)
+        # A character there carries what three letters do.
+        self.longest = sys.maxsize  # words of the longest run that may stand there twice
+        self.spaceless = not text.isascii() and 4 * len(UNSPACED.findall(text[:2000])) > len(text[:2000])
+        self.tokens = (_PLAIN if text.isascii() else _TOKEN).findall(text)
 
     @cached_property
     def words(self) -> list[str]:
         return [token for token in self.tokens if token[0].isalnum()]
 
     @cached_property
+    def long(self) -> bool:
+        least = self.characters(FEWEST)
+        return len(self.tokens) >= least and len(self.words) >= least
+
+    def runs(self, length: int) -> list[tuple[str, ...]]:
+        """All runs of so many words."""
+        return [*zip(*(self.tokens[first:] for first in range(length)), strict=False)]
+
+    @cached_property
+    def heaviest(self) -> int:
+        """Most characters that one word fills with all its copies, each followed by a space."""
+        return max((count * (len(word) + 1) for word, count in Counter(self.tokens).items() if count > 1), default=0)
+
+    @cached_property
+    def again(self) -> tuple[int, int]:
+        """Lines that stood there before, and their characters."""
+        return _again(self.lines)
+
+    @cached_property
+    def paragraphs(self) -> tuple[int, int, int]:
+        """Paragraphs, those that stood there before, and their characters."""
+        parts = _PARAGRAPH.split(self.text.strip()) if "\n\n" in self.text else [self.text]
+        return len(parts), *_again(parts)
+
+    @cached_property
     def repeats(self) -> bool:
-        """Whether the shortest run that counts stands there twice: without that no longer one does."""
-        length = round(5 * WORD) if self.spaceless else 5
-        runs = [*zip(*(self.tokens[first:] for first in range(length)), strict=False)]
+        """Whether a run of four words stands there twice: without that no longer one does."""
+        runs = self.runs(self.characters(4))
         return len(set(runs)) < len(runs)
 
-    def long(self) -> bool:
-        return len(self.words) >= (FEWEST * WORD if self.spaceless else FEWEST)
+    def characters(self, words: int) -> int:
+        """So many words in tokens of this text."""
+        return round(words * WORD) if self.spaceless else words
 
 
 def _of(count: float, all_: int) -> float:
@@ -84,29 +106,32 @@ def _again(parts: Sequence[str]) -> tuple[int, int]:
     return count, characters
 
 
-def _paragraphs(page: Page) -> list[str]:
-    return re.split(r"\n{2,}", page.text.strip())
+def _top(page: Page, length: int, most: float) -> float | None:
+    """Share of the characters in the run of words that stands there most often, if it does so twice.
 
-
-def _top(page: Page, length: int) -> float | None:
-    """Share of the characters in the run of words that stands there most often, if it does so twice."""
-    if not page.long():
+    A run stands there no oftener than each of its words: where these show that it stays within `most`, that is enough.
+    """
+    if not page.long:
         return None
-    length = round(length * WORD) if page.spaceless else length
-    runs = Counter(zip(*(page.tokens[first:] for first in range(length)), strict=False))
-    (run, count), *_ = runs.most_common(1)
+    whole, length, four = len(page.text), page.characters(length), page.characters(4)
+    if (bound := length * page.heaviest / whole) <= most:
+        return bound
+    if length == four and not page.repeats:
+        return 0.0
+    counts = Counter(page.runs(length))
+    run = max(counts, key=counts.__getitem__)
     return (
-        _of(count * (sum(map(len, run)) + (0 if page.spaceless else length - 1)), len(page.text)) if count > 1 else 0.0
+        counts[run] * (sum(map(len, run)) + (0 if page.spaceless else length - 1)) / whole if counts[run] > 1 else 0.0
     )
 
 
 def _twice(page: Page, length: int) -> float | None:
     """Share of the characters in runs of words that stood there before."""
-    if not page.long():
+    if not page.long:
         return None
-    if not page.repeats:
+    tokens, length = page.tokens, page.characters(length)
+    if not page.repeats or length > page.longest:
         return 0.0
-    tokens, length = page.tokens, round(length * WORD) if page.spaceless else length
     seen: set[tuple[str, ...]] = set()
     at = characters = 0
     while at <= len(tokens) - length:
@@ -116,6 +141,8 @@ def _twice(page: Page, length: int) -> float | None:
         else:
             seen.add(run)
             at += 1
+    if not characters:
+        page.longest = length
     return _of(characters, len(page.text))
 
 
@@ -125,7 +152,8 @@ def _stop(page: Page) -> float | None:
 
 
 def _alphabetic(page: Page) -> float:
-    return _of(sum(any(map(str.isalpha, token)) for token in page.tokens), len(page.tokens))
+    others = [token for token in page.tokens if not token.isalpha()]
+    return 1 - _of(sum(not any(map(str.isalpha, token)) for token in others), len(page.tokens))
 
 
 Bounds = tuple[float | None, float | None]
@@ -144,17 +172,14 @@ class Rule:
     source: str
     share: bool = True
 
-    def broken(self, page: Page) -> tuple[str, str] | None:
+    def broken(self, page: Page, least: float, most: float) -> tuple[str, str] | None:
         """Rule and what was found, if the text breaks it."""
-        bounds = self.spaceless if page.spaceless else self.spaced
-        if bounds is None or (value := self.value(page)) is None:
+        value = self.value(page)
+        if value is None or least <= value <= most:
             return None
-        least, most = bounds
-        if least is not None and value < least:
+        if value < least:
             return f"{self.set}: {'less' if self.share else 'fewer'} than {self.said(least)}", self.said(value)
-        if most is not None and value > most:
-            return f"{self.set}: more than {self.said(most)}", self.said(value)
-        return None
+        return f"{self.set}: more than {self.said(most)}", self.said(value)
 
     def said(self, value: float) -> str:
         return f"{100 * value:.3g} % of {self.what}" if self.share else f"{value:,.6g} {self.what}"
@@ -169,12 +194,12 @@ RULES = [
     Rule("gopher", "lines that end with an ellipsis", partial(_ends, ends=("...", "…")), (None, 0.3), (None, 0.3), GOPHER),
     Rule("gopher", "words with a letter", _alphabetic, (0.8, None), (0.82, None), f"{GOPHER}; {TWO}: 73.5 % of Chinese words"),
     Rule("gopher", "of the language's commonest words", _stop, (2, None), (2, None), f"{GOPHER} for English, {TWO} for Chinese", False),
-    Rule("repetition", "lines that stood there before", lambda page: _of(_again(page.lines)[0], len(page.lines)), (None, 0.3), (None, 0.287), f"{GOPHER}, table A1; {TWO}"),
-    Rule("repetition", "paragraphs that stood there before", lambda page: _of(_again(_paragraphs(page))[0], len(_paragraphs(page))), (None, 0.3), (None, 0.3), f"{GOPHER}, table A1"),
-    Rule("repetition", "characters in lines that stood there before", lambda page: _of(_again(page.lines)[1], len(page.text)), (None, 0.2), (None, 0.2), f"{GOPHER}, table A1"),
-    Rule("repetition", "characters in paragraphs that stood there before", lambda page: _of(_again(_paragraphs(page))[1], len(page.text)), (None, 0.2), (None, 0.2), f"{GOPHER}, table A1"),
+    Rule("repetition", "lines that stood there before", lambda page: _of(page.again[0], len(page.lines)), (None, 0.3), (None, 0.287), f"{GOPHER}, table A1; {TWO}"),
+    Rule("repetition", "paragraphs that stood there before", lambda page: _of(page.paragraphs[1], page.paragraphs[0]), (None, 0.3), (None, 0.3), f"{GOPHER}, table A1"),
+    Rule("repetition", "characters in lines that stood there before", lambda page: _of(page.again[1], len(page.text)), (None, 0.2), (None, 0.2), f"{GOPHER}, table A1"),
+    Rule("repetition", "characters in paragraphs that stood there before", lambda page: _of(page.paragraphs[2], len(page.text)), (None, 0.2), (None, 0.2), f"{GOPHER}, table A1"),
     *(
-        Rule("repetition", f"characters in the commonest run of {length} words", partial(_top, length=length), (None, most), (None, chinese), f"{GOPHER}, table A1; {TWO}")
+        Rule("repetition", f"characters in the commonest run of {length} words", partial(_top, length=length, most=most), (None, most), (None, chinese), f"{GOPHER}, table A1; {TWO}")
         for length, most, chinese in ((2, 0.2, 0.256), (3, 0.18, 0.201), (4, 0.16, 0.171))
     ),
     *(
@@ -183,9 +208,19 @@ RULES = [
     ),
     Rule("fineweb", "lines that end with punctuation", partial(_ends, ends=_END), (0.12, None), (0.106, None), f"Penedo et al. 2024; {TWO}"),
     Rule("fineweb", "lines of 30 characters or less", lambda page: _of(sum(len(line) <= 30 for line in page.lines), len(page.lines)), (None, 0.67), None, "Penedo et al. 2024"),
-    Rule("fineweb", "characters in lines that stood there before", lambda page: _of(_again(page.lines)[1], len(page.text) - page.text.count("\n")), (None, 0.01), (None, 0.1), f"Penedo et al. 2024; {TWO}"),
+    Rule("fineweb", "characters in lines that stood there before", lambda page: _of(page.again[1], len(page.text) - page.text.count("\n")), (None, 0.01), (None, 0.1), f"Penedo et al. 2024; {TWO}"),
     Rule("fineweb", "line ends a word", lambda page: _of(page.text.count("\n"), len(page.tokens)), (None, 0.3), (None, 0.106), f"Penedo et al. 2024; {TWO}: 0.178 for Chinese", False),
 ]  # fmt: skip
+
+_ASKED = {
+    (name, spaceless): [
+        (rule, -math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1])
+        for rule in RULES
+        if rule.set == name and (bounds := rule.spaceless if spaceless else rule.spaced) is not None
+    ]
+    for name in SETS
+    for spaceless in (False, True)
+}
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -242,8 +277,8 @@ def judged(text: str, language: str, sets: Sequence[str]) -> tuple[str, tuple[st
                 return text, why
             page = page if left == text else Page(left, language)
             text = left
-        for rule in RULES:
-            if rule.set == name and (why := rule.broken(page)):
+        for rule, least, most in _ASKED[name, page.spaceless]:
+            if why := rule.broken(page, least, most):
                 return text, why
     return text, None
 

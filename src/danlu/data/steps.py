@@ -109,7 +109,7 @@ class Cleaner:
                     dropped = (step, f"not {' or '.join(wanted)}", language or "unknown")
                     break
             elif step == "chinese":
-                if (language or script_of(text[:SAMPLE])) in ("zh", "Han"):
+                if not text.isascii() and (language or script_of(text[:SAMPLE])) in ("zh", "Han"):
                     after = str(_opencc("t2s" if self.options.chinese == "simplified" else "s2t").convert(text))
             elif step == "personal":
                 after, personal = anonymous(text)
@@ -263,19 +263,26 @@ def characters(text: str) -> str:
         text = _ESCAPES.sub("", text).replace("\r\n", "\n").translate(_FORMS)
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
-    if len(text) > LONGEST:
+    half = LONGEST // 2
+    blocks = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
+    if any(block.isspace() or block == block[0] * half for block in blocks):  # as in every run that is too long
         text = _SPACES.sub(lambda found: found[0][:LONGEST], _RUN.sub(lambda found: found[1] * LONGEST, text))
-    return _BLANK.sub("\n\n\n", _TRAILING.sub("\n", text)).strip()
+    if " \n" in text or "\t\n" in text:
+        text = _TRAILING.sub("\n", text)
+    return (_BLANK.sub("\n\n\n", text) if "\n\n\n\n" in text else text).strip()
 
 
 # ------------------------------------------------------------------------------------------------------------- language
 
-SAMPLE = 150
+SAMPLE = 100
 """Characters of a text that its language is told by: half from its beginning, half from its middle."""
 
 LIKELY = 0.3
 """Least probability of a language; below, it is unknown."""
 
+_ENGLISH = frozenset(
+    ("the", "and", "with", "that", "this", "which", "from", "are", "of")
+)  # three of them are sure enough
 _BY_SCRIPT = {"Han": "zh", "Kana": "ja", "Hangul": "ko"}
 
 
@@ -288,6 +295,8 @@ def language_of(text: str) -> str:
             return found
         if not script:
             return ""
+    elif len(_ENGLISH.intersection(text[: 4 * SAMPLE].lower().split())) > 2:
+        return "en"
     labels, likely = _fasttext().predict(sample.replace("\n", " "))
     return str(labels[0][9:]) if len(labels) and likely[0] >= LIKELY else ""
 
@@ -399,8 +408,8 @@ KINDS: dict[str, tuple[str, str, Callable[[str], bool]]] = {
 }
 """Kind -> pattern of candidates, what decides (source), and the test. The placeholder is `<kind>`."""
 
-_PATTERNS = {kind: re.compile(pattern) for kind, (pattern, _, _) in KINDS.items()}
-_DIGITS = re.compile(r"\d[\d ().-]{5}|\d{4}[ A-Z]")
+_PATTERNS = {kind: re.compile(pattern, re.ASCII) for kind, (pattern, _, _) in KINDS.items()}
+_DIGITS = re.compile(r"\d(?:[\d ().-]{5}|\d ?[A-Z\d]{4})", re.ASCII)
 
 
 def anonymous(text: str) -> tuple[str, dict[str, int]]:
