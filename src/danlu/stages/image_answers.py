@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
+from danlu.core.types import Examples
 from danlu.data.images import Pictures, read_images
 from danlu.data.processor import Processor
 from danlu.data.rows import FileRow
@@ -92,13 +93,18 @@ def answering(run: Run, network: Any = None) -> Opened:
     return Opened(run, model, processor, facts["task"], labels, getattr(torch, used["precision"]["value"]))
 
 
+def batches(rows: Pictures, still: Callable[[], None]) -> Iterator[Examples]:
+    """All the rows, in the order they have."""
+    for start in range(0, len(rows), BATCH):
+        still()
+        yield rows.batch(range(start, min(start + BATCH, len(rows))))
+
+
 @torch.inference_mode()
 def probabilities(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Softmax of the logits, float32 [rows, labels]."""
     device, found = next(opened.model.parameters()).device, []
-    for start in range(0, len(rows), BATCH):
-        still()
-        batch = rows.batch(range(start, min(start + BATCH, len(rows))))
+    for batch in batches(rows, still):
         with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
             logits = opened.model.logits(opened.model(batch.inputs.to(device)))
         found.append(logits.float().softmax(-1).cpu().numpy())
@@ -107,13 +113,9 @@ def probabilities(opened: Opened, rows: Pictures, still: Callable[[], None] = la
 
 def squares(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: None) -> np.ndarray:
     """Summed squared error of each image and its reconstruction, [rows]."""
-    task = Autoencoding(opened.model)
-    found = []
-    for start in range(0, len(rows), BATCH):
-        still()
-        batch = rows.batch(range(start, min(start + BATCH, len(rows))))
-        found.append(measure(opened.model, task.measures, [batch], opened.precision)["loss"][0].numpy())
-    return np.concatenate(found)
+    measures = Autoencoding(opened.model).measures
+    found = (measure(opened.model, measures, [batch], opened.precision)["loss"][0] for batch in batches(rows, still))
+    return torch.cat(list(found)).numpy()
 
 
 def predict(

@@ -33,30 +33,29 @@ def merge(run: Run, out: Path | None = None, say: Callable[[str], None] = print)
     facts = run.read("run.json")
     base = pretrained.resolve(str(run.path), say)
     model = open_weights(weights_of(base, say), facts["task"], facts["labels"] or None, merged=True)
-    merged = create(
-        place,
-        **{key: facts[key] for key in ("danlu", "recipe", "task", "labels", "machine")},
-        lineage={**facts["lineage"], "parent": {"name": run.name, "sha256": base.sha256, "how": "merge"}},
-        torch=torch.__version__,
-    )
-    with merged.lock():
-        try:
-            pretrained.save(model, merged.model)
-            Tokenizer.load(run.model).save(merged.model)
-            for name in ("experiment.json", "data.json"):
-                merged.write(name, run.read(name))
-            (merged.path / "data").mkdir(exist_ok=True)
-            for path in (run.path / "data").glob("*.jsonl"):
-                (merged.path / "data" / path.name).write_bytes(path.read_bytes())
-            if (run.model / "generation_config.json").is_file():
-                (merged.model / "generation_config.json").write_bytes(
-                    (run.model / "generation_config.json").read_bytes()
-                )
-            seal(merged)
-            merged.update(status="finished")
-            report.write(merged.path)
-        except (OSError, SafetensorError, UserError) as error:
-            shutil.rmtree(merged.path)
-            raise UserError(f"{place} could not be written: {error}", "make room, or give another out=") from error
+
+    def fill(merged: Run) -> None:
+        pretrained.save(model, merged.model)
+        Tokenizer.load(run.model).save(merged.model)
+        for name in ("experiment.json", "data.json"):
+            merged.write(name, run.read(name))
+        (merged.path / "data").mkdir()
+        for path in (*(run.path / "data").glob("*.jsonl"), run.model / "generation_config.json"):
+            if path.is_file():
+                shutil.copyfile(path, merged.path / path.relative_to(run.path))
+        seal(merged)
+        merged.update(status="finished")
+
+    try:
+        merged = create(
+            place,
+            fill,
+            **{key: facts[key] for key in ("danlu", "recipe", "task", "labels", "machine")},
+            lineage={**facts["lineage"], "parent": {"name": run.name, "sha256": base.sha256, "how": "merge"}},
+            torch=torch.__version__,
+        )
+    except SafetensorError as error:  # how safetensors reports a disk that is full
+        raise UserError(f"{place} could not be written: {error}", "make room, or give another out=") from error
+    report.write(merged.path)
     say(f"merged: {merged.path} (its model folder loads in transformers)")
     return merged
