@@ -57,6 +57,10 @@ OWN_KEYS = {
         "validation_share",
         "bad_rows",
         "seed",
+        "width",
+        "window",
+        "min_count",
+        "epochs",
     },
 }
 

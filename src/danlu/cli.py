@@ -108,7 +108,7 @@ def finished(call: Call, run: Any) -> None:
 
 
 def prepare(call: Call) -> None:
-    what = {"corpus": prepare_corpus, "tokenizer": prepare_tokenizer}
+    what = {"corpus": prepare_corpus, "tokenizer": prepare_tokenizer, "vectors": prepare_vectors}
     name = call.words[0] if call.words else ""
     if name not in what:
         raise UserError(f"found prepare {name}".rstrip() + f", expected one of {', '.join(what)}", nearest(name, what))
@@ -134,21 +134,31 @@ def prepare_tokenizer(call: Call) -> None:
     from danlu.stages.tokenizer import figures, tokenizer
 
     usage = "tokenizer data=FILE out=DIR [kind=bpe|wordpiece|unigram] [size=N] [segment=jieba|words] …"
-    if call.words:
-        raise UserError(f"found {' '.join(call.words)}, expected key=value", f"danlu prepare {usage}")
-    texts = dict.fromkeys(("data", "kind", "specials", "text", "segment", "lowercase", "bad_rows"), str)
-    keys = call.take(**texts, out=Path, size=int, validation_share=float, seed=int)
-    if missing := [key for key in ("data", "out") if key not in keys]:
-        raise UserError(f"{missing[0]}= is missing", f"danlu prepare {usage}")
+    keys = learned_keys(call, usage, specials=str, lowercase=str, size=int, validation_share=float)
     if (lowercase := keys.get("lowercase", "false")) not in ("true", "false"):
         raise UserError(f"lowercase: found {lowercase!r}, expected true or false", "lowercase=true")
     found = tokenizer(**keys | {"lowercase": lowercase == "true"})
+    call.output(found, lambda found: f"{headed(figures(found))}\ntokenizer: {keys['out']}")
 
-    def shown(found: dict[str, Any]) -> str:
-        head, *rows = figures(found)
-        return table([dict(zip(head, row, strict=True)) for row in rows], head) + f"\ntokenizer: {keys['out']}"
 
-    call.output(found, shown)
+def prepare_vectors(call: Call) -> None:
+    from danlu.stages.vectors import figures, vectors
+
+    usage = "vectors data=FILE out=DIR [kind=word2vec|fasttext] [width=N] [segment=jieba|words] …"
+    keys = learned_keys(call, usage, **dict.fromkeys(("width", "window", "min_count", "epochs"), int))
+    found = vectors(**keys)
+    call.output(found, lambda found: f"{headed(figures(found))}\nvectors: {keys['out']}")
+
+
+def learned_keys(call: Call, usage: str, **more: Callable[[str], Any]) -> dict[str, Any]:
+    """The settings of what is learned from texts into a folder."""
+    if call.words:
+        raise UserError(f"found {' '.join(call.words)}, expected key=value", f"danlu prepare {usage}")
+    texts = dict.fromkeys(("data", "kind", "text", "segment", "bad_rows"), str)
+    keys = call.take(**texts, **more, out=Path, seed=int)
+    if missing := [key for key in ("data", "out") if key not in keys]:
+        raise UserError(f"{missing[0]}= is missing", f"danlu prepare {usage}")
+    return keys
 
 
 def preflight(call: Call) -> None:
@@ -362,8 +372,8 @@ COMMANDS = {
         "RECIPE|FILE.yaml [key=value …] [out=DIR]", "train, keep the best, measure it, write the page", finetune
     ),
     "prepare": Command(
-        "corpus|tokenizer data=FILE|FOLDER out=DIR [key=value …]",
-        "raw text to a clean, tokenized corpus; or a tokenizer learned from text, measured on text held out",
+        "corpus|tokenizer|vectors data=FILE|FOLDER out=DIR [key=value …]",
+        "raw text to a clean, tokenized corpus; or a tokenizer, or word vectors, learned from text",
         prepare,
     ),
     "preflight": Command(
@@ -411,6 +421,12 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
+
+
+def headed(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its head."""
+    head, *rest = rows
+    return table([dict(zip(head, row, strict=True)) for row in rest], head)
 
 
 def cell(value: Any) -> str:

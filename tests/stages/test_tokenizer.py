@@ -136,9 +136,10 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(danlu, tmp_path, argumen
 
 
 def test_prepare_says_what_it_prepares(danlu):
-    result = danlu("prepare", "vectors")
+    result = danlu("prepare", "vector")
     assert result.code == 2
-    assert "danlu prepare tokenizer data=FILE out=DIR" in result.err
+    assert "expected one of corpus, tokenizer, vectors" in result.err
+    assert "danlu prepare vectors data=FILE out=DIR" in danlu("prepare", "vectors").err
 
 
 def test_a_tokenizer_of_an_installed_model_stands_beside(danlu, monkeypatch, tmp_path):

@@ -67,6 +67,7 @@ HOLDS: dict[str, Any] = {
         "per_class?": {"*": {"rows": int, "predicted": int, **dict.fromkeys(("precision", "recall", "f1"), _FIGURE)}},
         "confusion?": {"labels": [str], "matrix": [[int]]},
         "transfer?": {"rows": [{"labels": int, **dict.fromkeys(("pretrained", "random", "difference"), _FIGURE)}]},
+        "vectors?": {"verdict": str},
     },
     "final.json": {"sha256": str},
 }  # fmt: skip
