@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from danlu.core.cache import sha256, whole, write_json
 from danlu.core.errors import UserError
-from danlu.core.run import write_text
-from danlu.data.options import DataOptions
-from danlu.data.source import Row, cell, read
+from danlu.data.source import Row, cell
 from danlu.data.split import split
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import BORDER, learn, survey, usual_size
 from danlu.models.catalogue import MODELS
 from danlu.models.pretrained import from_catalogue
-from danlu.tasks.material import RunningText
+from danlu.stages import learned
 
 
 Say = Callable[[str], None]
-FILES = {"figures": "figures.json", "page": "tokenizer.md"}
 
 
 def tokenizer(
@@ -47,8 +42,6 @@ def tokenizer(
 
     Returns what figures.json holds. Raises UserError for bad data or settings, and if `out` is there already.
     """
-    if out.exists():
-        raise UserError(f"out={out} exists", "name a new folder, or remove this one")
     if not 0 < validation_share < 1:
         raise UserError(
             f"validation_share={validation_share:g}: expected a share between 0 and 1", "validation_share=0.05"
@@ -57,25 +50,22 @@ def tokenizer(
         raise UserError(f"size={size}: expected at least 1 token", "leave size out to have it derived from the text")
     if segment == "words" and kind != "bpe":
         raise UserError(f"segment=words: kind={kind} does not learn within words that are given", "kind=bpe")
-    source = read(data, bad_rows=bad_rows)
-    items, account = RunningText(DataOptions(text=text, bad_rows=bad_rows)).items(source)
-    for rejected in source.rejected:
-        account.add(rejected.reason, rejected.place)
+    source, items, origin = learned.documents(data, out, text, bad_rows)
     say(f"{source.name}: {source.format}, {len(items):,} documents")
     parts = split([item.key for item in items], validation_share=validation_share, test_share=0.0, seed=seed)
     texts = [items[at].text for at in parts.train]
     held_out = [items[at].text for at in parts.validation]
-    learned = texts
+    given = texts
     if segment == "words":
         rows = {row.place: row for row in source.rows}
-        learned = [bordered(rows[items[at].place], items[at].text) for at in parts.train]
+        given = [bordered(rows[items[at].place], items[at].text) for at in parts.train]
     learned_bytes = sum(len(each.encode()) for each in texts)
     wanted = usual_size(learned_bytes) if size is None else size
     why = f"derived from {learned_bytes:,} bytes" if size is None else "given"
     notes: list[str] = []
     say(f"learning {wanted:,} tokens ({why}) from {len(texts):,} documents; {len(held_out):,} are held out")
     made = learn(
-        progress(learned, say),
+        progress(given, say),
         kind=kind,
         size=wanted,
         specials=specials,
@@ -86,10 +76,7 @@ def tokenizer(
     for note in notes:
         say(note)
     say("measuring on the documents held out")
-    found = {
-        "danlu": version("danlu"),
-        "data": {"name": source.name, "sha256": source.sha256, "format": source.format, "rows": source.total},
-        "left_out": account.json(),
+    found = origin | {
         "settings": {
             "kind": kind,
             "specials": "decoder" if "bos_token" in made.named else "encoder",
@@ -106,7 +93,9 @@ def tokenizer(
         "held_out": survey(made, held_out),
         "beside": {name: survey(other, held_out) for name, other in catalogue()},
     }
-    write(out, made, found)
+    what = f"A tokenizer of {made.size:,} tokens, learned from {len(texts):,} documents of {{name}}, {learned_bytes:,} bytes."
+    lines = learned.page(found, what, "Measured on documents it was not learned from:", figures(found))
+    learned.write(out, "tokenizer.json", made.save, "tokenizer.md", found, lines)
     return found
 
 
@@ -149,21 +138,6 @@ def _absent(package: str, version: str, _: Path) -> Path:
     raise UserError(f"{package} {version} is not in the cache")
 
 
-def write(out: Path, made: Tokenizer, found: dict[str, Any]) -> None:
-    """The folder, whole or not at all."""
-    try:
-        with whole(out) as building:
-            building.mkdir(parents=True)
-            made.save(building)
-            found["sha256"] = sha256(building / "tokenizer.json")
-            write_json(building / FILES["figures"], found)
-            write_text(building / FILES["page"], page(out.name, found))
-    except OSError as error:
-        raise UserError(
-            f"out={out} cannot be written: {error.strerror or error}", "make room, or name a folder you may write"
-        ) from None
-
-
 COLUMNS = {
     "bytes_per_token": ("bytes a token", "{:.2f}"),
     "characters_per_token": ("characters a token", "{:.2f}"),
@@ -181,29 +155,3 @@ def figures(found: dict[str, Any]) -> list[list[str]]:
             shown = [form.format(part[key]) for key, (_, form) in COLUMNS.items()]
             rows.append([name, f"{its['vocabulary']:,}", script, f"{part['texts']:,}", *shown])
     return rows
-
-
-def page(name: str, found: dict[str, Any]) -> str:
-    """tokenizer.md: what it was learned from and how it does, in words."""
-    data, settings, learned = found["data"], found["settings"], found["learned_from"]
-    head, *rows = [f"| {' | '.join(row)} |" for row in figures(found)]
-    given = ", ".join(f"{key}={value}" for key, value in settings.items() if value not in (None, False))
-    lines = [
-        f"# {name}",
-        "",
-        f"A tokenizer of {found['size']:,} tokens, learned from {learned['documents']:,} documents of {data['name']}, {learned['bytes']:,} bytes.",
-        f"SHA-256 of {data['name']}: {data['sha256']}.",
-        f"Settings: {given}.",
-        *found["notes"],
-        "",
-        "Measured on documents it was not learned from:",
-        "",
-        head,
-        "|---" * head.count(" | ") + "|---|",
-        *rows,
-        "",
-        "Left out: "
-        + ("; ".join(f"{each['reason']} ({each['count']})" for each in found["left_out"]) or "nothing")
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from danlu.core.cache import sha256, whole, write_json
 from danlu.core.errors import UserError
-from danlu.core.run import write_text
 from danlu.data import vectors as words
 from danlu.data.clean import normal_form
-from danlu.data.options import DataOptions
-from danlu.data.source import Source, cell, read
+from danlu.data.source import Source, cell
 from danlu.data.tokenizer import Tokenizer
-from danlu.tasks.material import RunningText
+from danlu.stages import learned
 
 
 Say = Callable[[str], None]
-FILES = {"figures": "figures.json", "page": "vectors.md"}
 POSITIONS, PASSES = 3_000_000, (5, 30)
 """Word positions looked at in all, and the fewest and the most passes over a text: five are gensim's for a large one."""
 SHOWN, NEAREST, LEAST_LETTERS = 30, 6, 4
@@ -52,17 +47,12 @@ def vectors(
 
     Returns what figures.json holds. Raises UserError for bad data or settings, and if `out` is there already.
     """
-    if out.exists():
-        raise UserError(f"out={out} exists", "name a new folder, or remove this one")
     if segment not in (None, "jieba", "words"):
         raise UserError(f"segment={segment}: expected jieba or words", "segment=jieba")
     for key, value in {"width": width, "window": window, "min_count": min_count, "epochs": epochs or 1}.items():
         if not 1 <= value <= 10_000:
             raise UserError(f"{key}={value}: expected 1 to 10,000", f"leave {key}= out")
-    source = read(data, bad_rows=bad_rows)
-    items, account = RunningText(DataOptions(text=text, bad_rows=bad_rows)).items(source)
-    for rejected in source.rejected:
-        account.add(rejected.reason, rejected.place)
+    source, items, origin = learned.documents(data, out, text, bad_rows)
     if segment == "words":
         rows = {row.place: row for row in source.rows}
         sentences = [given(cell(rows[item.place], "words"), item.place) for item in items]
@@ -82,10 +72,7 @@ def vectors(
         if word.isalpha() and (len(word) >= LEAST_LETTERS or not word.isascii())
     ]
     nearest = words.neighbours(made, plain[:SHOWN], NEAREST) if plain else []
-    found: dict[str, Any] = {
-        "danlu": version("danlu"),
-        "data": {"name": source.name, "sha256": source.sha256, "format": source.format, "rows": source.total},
-        "left_out": account.json(),
+    found = origin | {
         "settings": {**settings, "epochs_are": why, "segment": segment},
         "learned_from": {"documents": len(items), "words": total},
         "words": len(made.words),
@@ -95,17 +82,12 @@ def vectors(
             for at, near in zip(plain, nearest, strict=False)
         ],
     }
-    try:
-        with whole(out) as building:
-            building.mkdir(parents=True)
-            words.write(made, building / words.FILE)
-            found["sha256"] = sha256(building / words.FILE)
-            write_json(building / FILES["figures"], found)
-            write_text(building / FILES["page"], page(out.name, found))
-    except OSError as error:
-        raise UserError(
-            f"out={out} cannot be written: {error.strerror or error}", "make room, or name a folder you may write"
-        ) from None
+    what = (
+        f"Vectors of {found['words']:,} words, {width} numbers each, learned from {len(items):,} documents of {{name}}, "
+        f"{total:,} words, of which {found['covered']:.1%} have a vector."
+    )
+    lines = learned.page(found, what, "Frequent words and those nearest to them by cosine:", figures(found))
+    learned.write(out, words.FILE, lambda folder: words.write(made, folder / words.FILE), "vectors.md", found, lines)
     return found
 
 
@@ -118,7 +100,8 @@ def for_tokens(
         UserError: they cannot be read, or are of other words.
     """
     found = words.load(place)
-    if (place / FILES["figures"]).is_file() and data.sha256 in (place / FILES["figures"]).read_text("utf-8"):
+    figures = place / learned.FIGURES
+    if figures.is_file() and data.sha256 in figures.read_text("utf-8"):
         notes.append(
             f"warning: {place} was learned from all of {data.name}, held-out rows included: that flatters the model; test=FILE gives others"
         )
@@ -150,29 +133,3 @@ def figures(found: dict[str, Any]) -> list[list[str]]:
         ["word", "times", "nearest"],
         *([each["word"], f"{each['count']:,}", ", ".join(each["nearest"])] for each in found["nearest"]),
     ]
-
-
-def page(name: str, found: dict[str, Any]) -> str:
-    """vectors.md: what they were learned from, and who is near whom, in words."""
-    data, learned = found["data"], found["learned_from"]
-    head, *rows = [f"| {' | '.join(row)} |" for row in figures(found)]
-    given = ", ".join(f"{key}={value}" for key, value in found["settings"].items() if value is not None)
-    left_out = "; ".join(f"{each['reason']} ({each['count']})" for each in found["left_out"]) or "nothing"
-    lines = [
-        f"# {name}",
-        "",
-        (
-            f"Vectors of {found['words']:,} words, {found['settings']['width']} numbers each, learned from {learned['documents']:,} documents of "
-            f"{data['name']}, {learned['words']:,} words, of which {found['covered']:.1%} have a vector."
-        ),
-        f"SHA-256 of {data['name']}: {data['sha256']}.",
-        f"Settings: {given}.",
-        f"Left out: {left_out}.",
-        "",
-        "Frequent words and those nearest to them by cosine:",
-        "",
-        head,
-        "|---" * head.count(" | ") + "|---|",
-        *rows,
-    ]
-    return "\n".join(lines) + "\n"
