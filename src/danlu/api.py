@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core import run as runs
+from danlu.core.config import Setting
 from danlu.experiment import Asked, ask
 from danlu.recipes.catalogue import RECIPES
 
@@ -100,6 +101,21 @@ def finetune(recipe: str, data: Any = None, **settings: Any) -> Run:
 def pretrain(recipe: str, data: Any = None, **settings: Any) -> Run:
     """`finetune` by another name, for what starts from random weights: gpt, bert, mlp, resnet18, autoencoder, gan."""
     return finetune(recipe, data, **settings)
+
+
+def corpus(data: Any, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """`danlu prepare corpus`: raw text to a folder that `pretrain(…, data=out)` learns from; returns what its corpus.json holds.
+
+    data: a path, an address, a DataFrame, a list of mappings, or a mapping of arrays.
+
+    Raises:
+        UserError: bad input, with the fix in its text.
+    """
+    from danlu.stages.curate import corpus as stage
+
+    if isinstance(data, (str, Path)):
+        settings, data = {**settings, "data": str(data)}, None
+    return stage({key: Setting(value, "Python") for key, value in settings.items()}, Path(out), data)
 
 
 def preflight(recipe: str, data: Any = None, **settings: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment",
 """Usual names of a column with texts."""
 
 CHARACTERS, RECORDS = 1 << 22, 10_000
-"""Of a chunk, at most, but for a single record that is longer. A few chunks are in memory at a time."""
+"""Of a chunk. A few chunks are in memory at a time."""
 
 UNIT = 1 << 28
 """Bytes on the disk from which on a file is a unit of its own."""
@@ -72,7 +72,7 @@ class Plan:
     """All that decides what comes out.
 
     work: the folder of the passes. column: named by `text=`. duplicates: whether any are looked for. near: similarity from which on
-    documents are near copies; None: exact copies only.
+    documents are near copies; None: exact copies only. characters: of a chunk, at most, but for a single record that is longer.
     """
 
     work: Path
@@ -82,6 +82,7 @@ class Plan:
     against: Against | None
     duplicates: bool
     near: float | None
+    characters: int = CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,16 @@ class Cutter(Collected):
 
     mixed = True
 
-    def __init__(self, hand_over: Callable[[list[Record]], None]) -> None:
+    def __init__(self, hand_over: Callable[[list[Record]], None], characters: int = CHARACTERS) -> None:
         super().__init__("data", "skip", None)
-        self.hand_over, self.waiting, self.filled = hand_over, list[Record](), 0
+        self.hand_over, self.characters = hand_over, characters
+        self.waiting: list[Record] = []
+        self.filled = 0
 
     def add(self, number: int, where: str, place: str, record: Callable[[], dict[str, Any]]) -> None:
         self.total += 1
         size = _size(getattr(record, "args", ()))
-        if self.waiting and self.filled + size > CHARACTERS:
+        if self.waiting and self.filled + size > self.characters:
             self.flush()
         self.waiting.append((place, record))
         self.filled += size
@@ -242,7 +245,7 @@ def read_unit(
             target.parent.mkdir(parents=True, exist_ok=True)
             workers.give(read_chunk, (target, records), done)
 
-    cutter = Cutter(hand_over)
+    cutter = Cutter(hand_over, plan.characters)
     watch(cutter)
     read_records(plan.units[unit], cutter)
     return cutter

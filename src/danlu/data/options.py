@@ -127,8 +127,9 @@ class CorpusOptions:
     )  # fmt: skip
     near: float = option(0.8, "share of their runs of five words in which near copies agree", low=0.3, high=1.0)
     tokenizer: str | None = option(
-        None, "a folder with tokenizer.json, a run or a catalogue name; none: texts only; learned here when not given"
+        None, "a folder with tokenizer.json, a run or a catalogue name; learned here when not given"
     )
+    tokenize: bool = option(True, "token ids are written; false: texts only")
     kind: str = option("bpe", "of a tokenizer that is learned", choices=("bpe", "wordpiece", "unigram"))
     vocabulary: int | None = option(None, "tokens of a tokenizer that is learned; derived from the text", low=10, high=1_000_000)  # fmt: skip
     validation_share: float | None = option(None, "share of documents set aside for validation; derived", low=0.0, high=0.5)  # fmt: skip

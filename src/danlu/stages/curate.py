@@ -48,10 +48,12 @@ class Curation:
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
 
 
-def corpus(settings: Mapping[str, Setting], out: Path, data: Any = None, say: Say = print) -> dict[str, Any]:
+def corpus(
+    settings: Mapping[str, Setting], out: Path, data: Any = None, say: Say = print, characters: int = curate.CHARACTERS
+) -> dict[str, Any]:
     """Make a corpus in the folder `out`, or go on with one that was interrupted; the same bytes either way.
 
-    settings: keys of `Curation`. data: rows handed over in Python instead of `data=`.
+    settings: keys of `Curation`. data: rows handed over in Python instead of `data=`. characters: of a chunk (`data.curate.Plan`).
 
     Returns what corpus.json holds. Raises UserError for bad settings and data, when more records than `bad_share` cannot be read (what is
     done so far stays), and if `out` holds something else.
@@ -67,7 +69,7 @@ def corpus(settings: Mapping[str, Setting], out: Path, data: Any = None, say: Sa
     try:
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
-            return _corpus(given, out, data, say)
+            return _corpus(given, out, data, say, characters)
     except Timeout:
         raise UserError(f"out={out}: another process is writing it", "wait for it, or name another folder") from None
     except OSError as error:
@@ -77,7 +79,7 @@ def corpus(settings: Mapping[str, Setting], out: Path, data: Any = None, say: Sa
         ) from None
 
 
-def _corpus(given: Curation, out: Path, data: Any, say: Say) -> dict[str, Any]:
+def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int) -> dict[str, Any]:
     units, note = curate.units(data if data is not None else given.corpus.data)
     asked = begun(given, units, out)
     if (out / CARD).is_file():
@@ -97,6 +99,7 @@ def _corpus(given: Curation, out: Path, data: Any, say: Say) -> dict[str, Any]:
         against(cleaning),
         options.duplicates != "keep",
         options.near if options.duplicates == "near" else None,
+        characters,
     )
     workers = options.workers or device.cores()
     summary, files = first_pass(plan, workers, options.bad_share, say)
@@ -274,7 +277,7 @@ def set_aside(plan: Plan, options: CorpusOptions, summary: Summary, say: Say) ->
 
 def tokenizer_for(plan: Plan, cuts: Cuts, options: CorpusOptions, out: Path, say: Say) -> Path | None:
     """The folder of the tokenizer in `out`: a given one, or one learned from the training part; None: texts only."""
-    if options.tokenizer == "none":
+    if not options.tokenize:
         return None
     target = out / "tokenizer"
     if target.is_dir():
@@ -381,7 +384,14 @@ def finish(
         "steps": steps.described(plan.cleaning),
         "quality_why": why,
         "set_aside": shares,
-        "near": {"similarity": plan.near, "bands": cut[0], "rows": cut[1], "curve": near.curve(*cut)} if cut else None,
+        "near": {
+            "similarity": plan.near,
+            "bands": cut[0],
+            "rows": cut[1],
+            "curve": {f"{s:g}": p for s, p in near.curve(*cut).items()},
+        }
+        if cut
+        else None,
     }
     accounted = quarantined + sum(dropped.values()) + sum(documents.values())
     if accounted != summary.records:

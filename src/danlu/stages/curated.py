@@ -72,7 +72,7 @@ class Curated:
                     f"{key}=: {folder} is a prepared corpus, where that is settled", "leave it out, or prepare another"
                 )
         if card["tokens"] is None:
-            raise UserError(f"{folder}: it was prepared with tokenizer=none", f"data={folder}/texts takes its texts")
+            raise UserError(f"{folder}: it was prepared with tokenize=false", f"data={folder}/texts takes its texts")
         for name, digest in files.items():
             path = folder / name
             if not path.is_file() or remembered_sha256(path) != digest:
@@ -123,6 +123,7 @@ class Curated:
             "splits": documents,
             "duplicates": 0,
             "leaks": 0,
+            "near": 0,
             "labels": {},
             "notes": [],
             "corpus": {key: value for key, value in self.card.items() if key not in ("files", "asked")},
