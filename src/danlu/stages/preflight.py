@@ -56,8 +56,14 @@ def show(prepared: Prepared, say: Say) -> None:
     for line in in_words(found, prepared):
         say(line)
     say(f"duplicates in training: {found['duplicates']}; {unit}s in two splits: {found['leaks']}")
+    if near := found["near"]:
+        say(
+            f"near duplicates in training: {near} (near={prepared.experiment.data.near:g}), none of them in another split"
+        )
     for label, counts in found["labels"].items():
         say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
+    if few := imbalance(found["labels"], prepared):
+        say(few)
     if rates := found.get("learning_rate"):
         say(f"learning rate: {rates['pretraining']:g} in pretraining, {rates['now']:g} now")
     for note in found["notes"]:
@@ -87,6 +93,15 @@ def few_to_test(splits: dict[str, int], unit: str, prepared: Prepared) -> str:
     share = math.ceil(100 * card.FEW / sum(splits[name] for name in PARTS if name not in prepared.sources)) / 100
     fix = f"test_share={share:g} sets {card.FEW} aside" if share <= 0.5 else f"more {unit}s change that"
     return said and f"warning: {said} ({f'more {unit}s in test= change that' if 'test' in prepared.sources else fix})"
+
+
+def imbalance(labels: dict[str, dict[str, int]], prepared: Prepared) -> str:
+    """A note that a class is rare, with the setting that lets it count as much; empty where none is or it counts already."""
+    counts = sorted((count["train"], label) for label, count in labels.items())
+    if not counts or 10 * counts[0][0] >= counts[-1][0] or prepared.experiment.task.class_weights != "none":
+        return ""
+    (few, rare), (many, usual) = counts[0], counts[-1]
+    return f"note: {rare!r} has {few} training rows, {usual!r} {many}: class_weights=balanced lets each class count the same"
 
 
 def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:

@@ -24,7 +24,10 @@ LABELS = ("label", "labels", "category", "class", "target", "sentiment", "sectio
 
 @dataclass(frozen=True)
 class Item:
-    """One usable row. key: its normal form, equal for rows that say the same. values: as it is kept with the run, JSON-ready."""
+    """One usable row. key: its normal form, equal for rows that say the same. values: as it is kept with the run, JSON-ready.
+
+    alike: a key that it has in common with all rows that are nearly the same; None where that is not looked at.
+    """
 
     number: int
     place: str
@@ -33,6 +36,7 @@ class Item:
     values: dict[str, Any]
     label: str | None = None
     group: str | None = None
+    alike: str | None = None
 
 
 @dataclass
