@@ -60,7 +60,9 @@ def test_the_estimate_errs_as_its_formula_says():
 
 
 def test_signatures_stay_what_they_are():
-    assert near.signatures(["the furnace burns for a long night"], 4).tolist() == [[713683582, 1236495388, 448882037, 2309791063]]
+    assert near.signatures(["the furnace burns for a long night"], 4).tolist() == [
+        [713683582, 1236495388, 448882037, 2309791063]
+    ]
 
 
 def test_curve_and_bands():
@@ -101,6 +103,15 @@ def test_files_say_what_memory_says_for_any_cut(mixed, tmp_path, sizes, partitio
     assert exact.tolist() == [key in seen or bool(seen.add(key)) for key in keys]
     assert 0 < exact.sum() < (first >= 0).sum() and (first[exact] >= 0).all()
     assert sorted(path.name for path in tmp_path.glob("all.*")) == ["all.exact.npy", "all.first.npy"]
+
+
+def test_exact_copies_only(mixed, tmp_path):
+    near.write(tmp_path / "one", mixed[:500], None)
+    near.write(tmp_path / "two", mixed[500:], None)
+    first, exact = near.repeats([tmp_path / "one", tmp_path / "two"], tmp_path / "all", None)
+    keys = [near.normal_form(text) for text in mixed]
+    assert first.tolist() == [each if (each := keys.index(key)) < place else -1 for place, key in enumerate(keys)]
+    assert np.array_equal(first >= 0, exact)
 
 
 def test_texts_without_words_are_no_near_duplicates():

@@ -162,9 +162,10 @@ def repeats(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Over the chunks that `write` wrote, documents counted through: the files `OUT.first.npy` and `OUT.exact.npy`, mapped.
 
-    first: int64 [documents], the first document that each repeats, or -1. exact: bool [documents], whether an earlier document has the
-    same normal form. Both are the same for any cut into chunks and of the hashes. Memory is bounded: by `partition` hashes or the largest
-    bucket of texts that share a band, and by one chunk's file, of which parts are mapped.
+    threshold: what they were written with. first: int64 [documents], the first document that each repeats, or -1. exact: bool
+    [documents], whether an earlier document has the same normal form. Both are the same for any cut into chunks and of the hashes.
+    Memory is bounded: by `partition` hashes or the largest bucket of texts that share a band, and by one chunk's file, of which parts
+    are mapped.
     """
     chunks = [read(stem) for stem in stems]
     first, exact, trees = Path(f"{out}.first.npy"), Path(f"{out}.exact.npy"), Path(f"{out}.trees")
@@ -252,9 +253,9 @@ def _join(
         found = np.empty(len(one), bool)
         for at in range(0, len(one), COMPARED):
             piece = slice(at, at + COMPARED)
-            left, right = _records(chunks, starts, one[piece]), _records(chunks, starts, two[piece])
-            field, least = ("signature", threshold or 1) if band else ("key", 1)
-            found[piece] = (left[field] == right[field]).mean(axis=1) >= least
+            field = "signature" if band else "key"
+            left, right = (_records(chunks, starts, each[piece], field) for each in (one, two))
+            found[piece] = (left == right).mean(axis=1) >= (threshold if band else 1)
         return found
 
     parts = max(1, -(-forest.count // partition))
@@ -291,11 +292,11 @@ def _pairs(
         hashes, numbers = hashes[rest[~same]], numbers[rest[~same]]
 
 
-def _records(chunks: Sequence[Chunk], starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _records(chunks: Sequence[Chunk], starts: np.ndarray, numbers: np.ndarray, field: str) -> np.ndarray:
     """Of these documents, wherever they are."""
-    found = np.empty(len(numbers), _RECORD)
+    found = np.empty(len(numbers), _RECORD[field])
     owners = np.searchsorted(starts, numbers, side="right") - 1
     for owner in np.unique(owners).tolist():
         here = np.flatnonzero(owners == owner)
-        found[here] = chunks[owner].records()[numbers[here] - starts[owner]]
+        found[here] = chunks[owner].records()[field][numbers[here] - starts[owner]]
     return found
