@@ -1,6 +1,6 @@
 """Rules of quality that papers published for web text, with their bounds: small functions over the lines and words of one text.
 
-Gopher (Rae et al. 2021, appendix A.1), C4 (Raffel et al. 2020, section 2.2), FineWeb (Penedo et al. 2024, section 3.6), and for Chinese the
+Gopher (Rae et al. 2021, appendix A.1), C4 (Raffel et al. 2020, section 2.2), FineWeb (Penedo et al. 2024), and for Chinese the
 bounds of FineWeb 2 (Penedo et al. 2025). They count words; where no space stands between words a character stands for 1 / 1.68 of one.
 """
 
@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -26,7 +26,8 @@ WORD = 1.68
 FEWEST = 50
 """Words of the shortest document that Gopher keeps. Its rules of repetition were set on such texts: shorter ones are not asked about runs."""
 
-_TOKEN = re.compile(rf"{UNSPACED.pattern}|(?:(?!{UNSPACED.pattern})\w)+(?:['’.-]\w+)*|[^\w\s]+")
+_LETTER = rf"[^\W{UNSPACED.pattern[1:-1]}]"
+_TOKEN = re.compile(rf"{UNSPACED.pattern}|{_LETTER}+(?:['’.-]{_LETTER}+)*|[^\w\s]+")
 _PARAGRAPH = re.compile(r"\n{2,}")
 _PLAIN = re.compile(r"\w+(?:['.-]\w+)*|[^\w\s]+", re.ASCII)
 _END = ('.', '?', '!', '"', "'", "。", "？", "！", "；", "…", "”", "’", "」", "』")  # fmt: skip
@@ -42,8 +43,8 @@ class Page:
     def __init__(self, text: str, language: str = "") -> None:
         self.text, self.language = text, language
         self.lines = [line for line in text.split("\n") if line.strip()]
-        # A character there carries what three letters do.
         self.longest = sys.maxsize  # words of the longest run that may stand there twice
+        # A character there carries what three letters do.
         self.spaceless = not text.isascii() and 4 * len(UNSPACED.findall(text[:2000])) > len(text[:2000])
         self.tokens = (_PLAIN if text.isascii() else _TOKEN).findall(text)
 
@@ -54,16 +55,16 @@ class Page:
     @cached_property
     def long(self) -> bool:
         least = self.characters(FEWEST)
-        return len(self.tokens) >= least and len(self.words) >= least
+        return sum(map(str.isalnum, self.tokens)) >= least or len(self.words) >= least
 
-    def runs(self, length: int) -> list[tuple[str, ...]]:
+    def runs(self, length: int) -> Iterator[tuple[str, ...]]:
         """All runs of so many words."""
-        return [*zip(*(self.tokens[first:] for first in range(length)), strict=False)]
+        return zip(*(self.tokens[first:] for first in range(length)), strict=False)
 
     @cached_property
     def heaviest(self) -> int:
         """Most characters that one word fills with all its copies, each followed by a space."""
-        return max((count * (len(word) + 1) for word, count in Counter(self.tokens).items() if count > 1), default=0)
+        return max([count * (len(word) + 1) for word, count in Counter(self.tokens).items() if count > 1], default=0)
 
     @cached_property
     def again(self) -> tuple[int, int]:
@@ -79,8 +80,8 @@ class Page:
     @cached_property
     def repeats(self) -> bool:
         """Whether a run of four words stands there twice: without that no longer one does."""
-        runs = self.runs(self.characters(4))
-        return len(set(runs)) < len(runs)
+        four = self.characters(4)
+        return len(set(self.runs(four))) <= len(self.tokens) - four
 
     def characters(self, words: int) -> int:
         """So many words in tokens of this text."""
@@ -120,9 +121,8 @@ def _top(page: Page, length: int, most: float) -> float | None:
         return 0.0
     counts = Counter(page.runs(length))
     run = max(counts, key=counts.__getitem__)
-    return (
-        counts[run] * (sum(map(len, run)) + (0 if page.spaceless else length - 1)) / whole if counts[run] > 1 else 0.0
-    )
+    spaces = 0 if page.spaceless else length - 1
+    return counts[run] * (sum(map(len, run)) + spaces) / whole if counts[run] > 1 else 0.0
 
 
 def _twice(page: Page, length: int) -> float | None:
@@ -224,7 +224,7 @@ _ASKED = {
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-_SENTENCE = re.compile(r"[.?!]+[\"')\]]*(?=\s|$)|[。？！]+")
+_SENTENCE = re.compile(r"(?<![.?!])[.?!]+[\"')\]]*(?=\s|$)|[。？！]+")
 C4 = "Raffel et al. 2020"
 LINES: list[tuple[str, str]] = [
     ("lines that do not end with punctuation, or end with an ellipsis", C4),

@@ -210,12 +210,13 @@ def encoding(text: str) -> str:
 
 
 _PAGE = re.compile(r"<(?:!doctype\s+html|html|body)\b", re.IGNORECASE)
-_BLOCK = re.compile(r"<(?:p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)\b[^<>]*>", re.IGNORECASE)
+_BLOCK = re.compile(
+    r"<(?:(?:p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)\b[^<>]*>|!--)", re.IGNORECASE
+)
 _BREAK = re.compile(r"<br\b[^<>]*>\n?", re.IGNORECASE)
 _INLINE = re.compile(
-    r"</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)\b[^<>]*>"
-    r"|<!--.*?-->",
-    re.IGNORECASE | re.DOTALL,
+    r"</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)\b[^<>]*>",
+    re.IGNORECASE,
 )
 _ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}\d{0,2}|#\d{2,7}|#[xX][0-9a-fA-F]{2,6});")
 
