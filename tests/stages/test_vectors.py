@@ -189,6 +189,10 @@ def test_vectors_of_the_same_rows_are_warned_of(danlu, files):
     assert danlu("prepare", "vectors", f"data={data}", "out=own", *LEARN).code == 0
     result = danlu("preflight", "bert", f"data={data}", *SMALL, "steps=1", "vectors=own")
     assert "warning: own was learned from all of data.jsonl, held-out rows included" in result.out, result.err
+    result = danlu(
+        "preflight", "bert", f"data={data}", f"test={EXAMPLES / 'games.jsonl'}", *SMALL, "steps=1", "vectors=own"
+    )
+    assert result.code == 0 and "own was learned from" not in result.out, result.err
 
 
 @pytest.mark.parametrize(

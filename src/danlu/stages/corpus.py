@@ -109,7 +109,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     vectors = None
     if experiment.model.vectors:
         place, notes = Path(experiment.model.vectors).expanduser(), findings["notes"]
-        sources["vectors"], vectors = for_tokens(place, tokenizer, sources["data"], notes, say)
+        sources["vectors"], vectors = for_tokens(place, tokenizer, sources, notes, say)
     if weights is not None and (each := findings["bytes_per_token"]) < 2:
         findings["notes"].append(
             f"warning: the tokenizer of {base.name} spends a token on every {each:.1f} bytes: it was made for other text"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,18 @@ def vectors(
 
 
 def for_tokens(
-    place: Path, tokenizer: Tokenizer, data: Source, notes: list[str], say: Say
+    place: Path, tokenizer: Tokenizer, sources: Mapping[str, Source], notes: list[str], say: Say
 ) -> tuple[Source, tuple[np.ndarray, np.ndarray]]:
-    """Where word vectors came from, and what they say of a tokenizer's tokens: `Prepared.vectors`. data: what the run learns from.
+    """Where word vectors came from, and what they say of a tokenizer's tokens: `Prepared.vectors`. sources: of the run, by role.
 
     Raises:
         UserError: they cannot be read, or are of other words.
     """
     found = words.load(place)
     figures = place / learned.FIGURES
-    if figures.is_file() and data.sha256 in figures.read_text("utf-8"):
+    if "test" not in sources and figures.is_file() and sources["data"].sha256 in figures.read_text("utf-8"):
         notes.append(
-            f"warning: {place} was learned from all of {data.name}, held-out rows included: that flatters the model; test=FILE gives others"
+            f"warning: {place} was learned from all of {sources['data'].name}, held-out rows included: that flatters the model; test=FILE gives others"
         )
     ids, matrix, spelled = words.of_tokens(found, tokenizer)
     if spelled < 2:
