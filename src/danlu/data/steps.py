@@ -284,6 +284,7 @@ LIKELY = 0.3
 _ENGLISH = frozenset(
     ("the", "and", "with", "that", "this", "which", "from", "are", "of")
 )  # three of them are sure enough
+_HAN, _KANA = re.compile("[\u3400-\u9fff]"), re.compile("[\u3041-\u30ff]")
 _BY_SCRIPT = {"Han": "zh", "Kana": "ja", "Hangul": "ko"}
 
 
@@ -292,6 +293,8 @@ def language_of(text: str) -> str:
     half, middle = SAMPLE // 2, len(text) // 2
     sample = text if len(text) <= SAMPLE else f"{text[:half]} {text[middle : middle + half]}"
     if not sample.isascii():
+        if 2 * len(_HAN.findall(sample)) > len(sample) and not _KANA.search(sample):
+            return "zh"
         if found := _BY_SCRIPT.get(script := script_of(sample)):
             return found
         if not script:
