@@ -53,13 +53,13 @@ def documents(count, seed=0):
     return [f"Note {number}. " + " ".join(dice.choices(WORDS, k=40)) + "." for number in range(count)]
 
 
-def made(out, characters=4000, **settings):
+def made(out, characters=4000, unit=1 << 28, **settings):
     """A corpus in chunks of a few thousand characters, so that small data has many."""
     said = []
     data = settings.pop("data")
     given = {key: Setting(value, "test") for key, value in {"workers": 1, "vocabulary": 400, **settings}.items()}
     rows, given = (data, given) if isinstance(data, list) else (None, given | {"data": Setting(str(data), "test")})
-    return corpus(given, out, rows, said.append, characters), said
+    return corpus(given, out, rows, said.append, characters=characters, unit=unit), said
 
 
 def digests(folder):
@@ -332,3 +332,25 @@ def test_python_gives_rows(tmp_path):
         [{"text": row["text"]} for row in rows_of("games.jsonl")[:100]], tmp_path / "c", workers=1, vocabulary=500
     )
     assert card["records"] == 100 and card["documents"]["test"] > 0
+
+
+def test_datatrove_does_the_same_work(tmp_path):
+    """Two units on two processes of datatrove, and the bytes of one worker here."""
+    files = [
+        lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in documents(60, seed)])
+        for seed, name in enumerate("ab")
+    ]
+    data = ",".join(map(str, files))
+    made(tmp_path / "here" / "c", 1 << 22, 1, data=data)
+    _, said = made(
+        tmp_path / "there" / "c",
+        1 << 22,
+        1,
+        data=data,
+        engine="datatrove",
+        engine_options={"workers": "2"},
+        workers=None,
+    )
+    assert "read: 2 units by datatrove" in said and digests(tmp_path / "here" / "c") == digests(
+        tmp_path / "there" / "c"
+    )

@@ -116,8 +116,8 @@ def hashes(keys: np.ndarray, seed: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- units
 
 
-def units(data: Any) -> tuple[tuple[Unit, ...], str]:
-    """What `data.source.read` takes, files of any kinds beside each other, in groups of at least UNIT bytes; and what is to be said of it."""
+def units(data: Any, least: int = UNIT) -> tuple[tuple[Unit, ...], str]:
+    """What `data.source.read` takes, files of any kinds beside each other, in groups of at least so many bytes; and what is to be said of it."""
     if not isinstance(data, (str, os.PathLike)):
         return (Unit(rows=data),), ""
     place, files, note = sources_at(data, mixed=True)
@@ -128,7 +128,7 @@ def units(data: Any) -> tuple[tuple[Unit, ...], str]:
     for file in files:
         group.append(file)
         filled += bytes_of(file)
-        if filled >= UNIT or file is files[-1]:
+        if filled >= least or file is files[-1]:
             made.append(Unit(place, tuple(group), several=several))
             group, filled = [], 0
     return tuple(made), note
@@ -464,6 +464,36 @@ def packing(given: Packing) -> tuple[Packing, Any]:
     from danlu.data.tokenizer import Tokenizer
 
     return given, Tokenizer.load(given.tokenizer) if given.tokenizer else None
+
+
+def pack(given: Packing, workers: Workers, done: Callable[[dict[str, Any]], None], unit: int | None = None) -> None:
+    """The third pass over all chunks, or over those of one unit. done: called with the counts of each, in order."""
+    folder = given.plan.work / "pack"
+    folder.mkdir(exist_ok=True)
+    for source, begin, _, _ in staying(given.plan):
+        target = folder / source.name
+        if unit is not None and not source.name.startswith(f"{unit:05d}-"):
+            continue
+        if target.is_dir():
+            workers.know(json.loads((target / "counts.json").read_bytes()), done)
+        else:
+            workers.give(pack_chunk, (source, target, begin), done)
+
+
+def read_alone(plan: Plan, unit: int) -> None:
+    """The first pass over one unit, in this process alone."""
+    with Workers(1, reading, plan) as workers:
+        read_unit(plan, unit, workers, _ignored, _ignored)
+
+
+def pack_alone(given: Packing, unit: int) -> None:
+    """The third pass over one unit, in this process alone."""
+    with Workers(1, packing, given) as workers:
+        pack(given, workers, _ignored, unit)
+
+
+def _ignored(_: Any) -> None:
+    """What it is called with is on the disk as well."""
 
 
 def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: int) -> dict[str, Any]:

@@ -136,4 +136,9 @@ class CorpusOptions:
     test_share: float | None = option(None, "share of documents set aside for the test; derived", low=0.0, high=0.5)
     bad_share: float = option(0.01, "largest share of records that cannot be read before it stops", low=0.0, high=1.0)
     workers: int | None = option(None, "processes; one for each core when not given; nothing that comes out depends on it", low=1, high=1024)  # fmt: skip
+    engine: str = option(
+        "here", "what works on large files, or groups of small ones, at once: this process's workers, or datatrove on its own, with Ray or Slurm",
+        choices=("here", "datatrove", "ray", "slurm"),
+    )  # fmt: skip
+    engine_options: dict[str, str] | None = option(None, "further arguments of datatrove's executor, such as partition=cpu,time=10:00:00")  # fmt: skip
     seed: int = option(0, "which documents are set aside", low=0)

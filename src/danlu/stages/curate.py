@@ -7,8 +7,9 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import write_text
 from danlu.data import curate, near, steps
+from danlu.data.cluster import over_units
 from danlu.data.curate import Cuts, Packing, Plan, Say, Summary
 from danlu.data.options import CleaningOptions, CorpusOptions
 from danlu.data.source import FORMATS, read, suffix
@@ -36,7 +38,7 @@ HELD = 2000
 """Documents that are usually enough to measure on."""
 EVERY = 5.0
 """Seconds between two lines of progress."""
-SETTLED = ("workers", "bad_share")
+SETTLED = ("workers", "bad_share", "engine", "engine_options")
 """Settings that may change when a corpus is gone on with: nothing that is there depends on them."""
 
 
@@ -49,11 +51,17 @@ class Curation:
 
 
 def corpus(
-    settings: Mapping[str, Setting], out: Path, data: Any = None, say: Say = print, characters: int = curate.CHARACTERS
+    settings: Mapping[str, Setting],
+    out: Path,
+    data: Any = None,
+    say: Say = print,
+    *,
+    characters: int = curate.CHARACTERS,
+    unit: int = curate.UNIT,
 ) -> dict[str, Any]:
     """Make a corpus in the folder `out`, or go on with one that was interrupted; the same bytes either way.
 
-    settings: keys of `Curation`. data: rows handed over in Python instead of `data=`. characters: of a chunk (`data.curate.Plan`).
+    settings: keys of `Curation`. data: rows handed over in Python instead of `data=`. characters: of a chunk; unit: bytes of a unit (`data.curate`).
 
     Returns what corpus.json holds. Raises UserError for bad settings and data, when more records than `bad_share` cannot be read (what is
     done so far stays), and if `out` holds something else.
@@ -63,13 +71,13 @@ def corpus(
     given = config.build(Curation, settings)
     if data is None and given.corpus.data is None:
         raise UserError("no data=", "say what to read: data=FOLDER")
-    work = out / "work"
+    work = out.absolute() / "work"
     if out.is_dir() and any(out.iterdir()) and not work.is_dir() and not (out / CARD).is_file():
         raise UserError(f"out={out} holds something else than a corpus", "name a new folder")
     try:
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
-            return _corpus(given, out, data, say, characters)
+            return _corpus(given, out, data, say, characters, unit)
     except Timeout:
         raise UserError(f"out={out}: another process is writing it", "wait for it, or name another folder") from None
     except OSError as error:
@@ -79,8 +87,8 @@ def corpus(
         ) from None
 
 
-def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int) -> dict[str, Any]:
-    units, note = curate.units(data if data is not None else given.corpus.data)
+def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int, unit: int) -> dict[str, Any]:
+    units, note = curate.units(data if data is not None else given.corpus.data, unit)
     asked = begun(given, units, out)
     if (out / CARD).is_file():
         shutil.rmtree(out / "work", ignore_errors=True)
@@ -92,7 +100,7 @@ def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int) ->
         say(f"quality={','.join(cleaning.quality or ()) or 'none'} (derived: {why})")
     options = given.corpus
     plan = Plan(
-        out / "work",
+        out.absolute() / "work",
         units,
         options.text,
         cleaning,
@@ -102,13 +110,16 @@ def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int) ->
         characters,
     )
     workers = options.workers or device.cores()
+    spread(options, partial(curate.read_alone, plan), plan, "read", say)
     summary, files = first_pass(plan, workers, options.bad_share, say)
     if plan.duplicates:
         say("looking for documents that repeat others")
     curate.find_repeats(plan)
     cuts, shares = set_aside(plan, options, summary, say)
     tokenizer = tokenizer_for(plan, cuts, options, out, say)
-    counts = third_pass(plan, cuts, tokenizer, workers, summary, say)
+    given_to_pack = Packing(plan, cuts, tokenizer, causal(tokenizer))
+    spread(options, partial(curate.pack_alone, given_to_pack), plan, "pack", say)
+    counts = third_pass(given_to_pack, workers, summary, say)
     say("joining")
     curate.join(plan, out, tokenizer is not None)
     return finish(out, plan, asked, why, shares, summary, files, note, counts, tokenizer, say)
@@ -308,31 +319,42 @@ def tokenizer_for(plan: Plan, cuts: Cuts, options: CorpusOptions, out: Path, say
     return target
 
 
-def third_pass(
-    plan: Plan, cuts: Cuts, tokenizer: Path | None, workers: int, summary: Summary, say: Say
-) -> Counter[str]:
+def spread(options: CorpusOptions, work: Callable[[int], None], plan: Plan, name: str, say: Say) -> None:
+    """A pass on another engine: what it leaves undone, the pass here does."""
+    if options.engine == "here":
+        return
+    if plan.units[0].rows is not None:
+        raise UserError(f"engine={options.engine}: rows from Python lie on this machine alone", "give files")
+    say(f"{name}: {len(plan.units):,} unit{'s' * (len(plan.units) > 1)} by {options.engine}")
+    over_units(
+        work,
+        len(plan.units),
+        options.engine,
+        options.engine_options or {},
+        plan.work / f"{name}-tasks",
+        options.workers,
+        say,
+    )
+
+
+def causal(tokenizer: Path | None) -> bool:
+    """Whether documents are kept with what a decoder's begin and end with."""
+    return tokenizer is None or "mask_token" not in Tokenizer.load(tokenizer).named
+
+
+def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Counter[str]:
     """What stays, tokenized and cut into parts; counts of documents, tokens and bytes."""
     found: Counter[str] = Counter()
-    causal = tokenizer is None or "mask_token" not in Tokenizer.load(tokenizer).named
-    given = Packing(plan, cuts, tokenizer, causal)
     progress = Progress("tokenizing", summary.bytes, "B", say)
-    read_bytes = [0]
 
     def done(chunk: dict[str, Any]) -> None:
         for rule, rows in chunk.pop("samples").items():
             summary.samples[rule] = sorted(summary.samples.get(rule, []) + rows)[: curate.SAMPLES]
         found.update(chunk)
-        read_bytes[0] += chunk["bytes_before"]
-        progress(read_bytes[0], f"{found['tokens']:,} tokens")
+        progress(found["bytes_before"], f"{found['tokens']:,} tokens")
 
-    (plan.work / "pack").mkdir(exist_ok=True)
     with Workers(workers, curate.packing, given) as pool:
-        for source, begin, _, _ in curate.staying(plan):
-            target = plan.work / "pack" / source.name
-            if target.is_dir():
-                pool.know(json.loads((target / "counts.json").read_bytes()), done)
-            else:
-                pool.give(curate.pack_chunk, (source, target, begin), done)
+        curate.pack(given, pool, done)
         pool.finish()
     return found
 
