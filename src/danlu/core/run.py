@@ -22,6 +22,7 @@ from danlu.core.types import IMAGE_TASKS
 
 FORMAT = 1
 HOME = Path("runs")
+RESTORE = "restore it from a copy of the run"
 
 _NUMBER, _TEXT, _SOME = (float, None), (str, None), (range(1, 10**15), None)
 _SETTINGS: dict[str, Any] = {
@@ -108,26 +109,20 @@ class Run:
         """
         loaded = self._object(name)
         if wrong := misplaced(loaded, HOLDS.get(name, dict)):
-            raise UserError(f"{self.path / name}: {wrong}", "restore it from a copy of the run")
+            raise UserError(f"{self.path / name}: {wrong}", RESTORE)
         return loaded
 
     def _object(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, whatever it holds."""
+        path = self.path / name
         try:
-            loaded = json.loads((self.path / name).read_text("utf-8"))
+            loaded = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise UserError(
-                f"{self.path / name} is not there", "the run was cut off before it; `danlu resume` the run"
-            ) from None
+            raise UserError(f"{path} is not there", "the run was cut off before it; `danlu resume` the run") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"{self.path / name} cannot be read: {error}", "restore it from a copy of the run"
-            ) from None
+            raise UserError(f"{path} cannot be read: {error}", RESTORE) from None
         if not isinstance(loaded, dict):
-            raise UserError(
-                f"{self.path / name} holds a {type(loaded).__name__}, expected an object",
-                "restore it from a copy of the run",
-            )
+            raise UserError(f"{path} holds a {type(loaded).__name__}, expected an object", RESTORE)
         return loaded
 
     def settings(self) -> dict[str, Any]:
@@ -292,7 +287,7 @@ def open_run(name: str | Path) -> Run:
         if found := [path for path in (Path(name), HOME / name) if (path / "run.json").exists()]:
             raise UserError(
                 f"{found[0] / 'run.json'} is damaged, or not of a danlu run: expected an object with format, name and created",
-                "restore it from a copy of the run",
+                RESTORE,
             )
     raise UserError(f"{name} is not a run (a directory with run.json)", hint)
 
