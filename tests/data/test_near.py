@@ -46,7 +46,9 @@ def test_planted_copies_are_found_as_their_exact_similarity_has_it(texts):
         sum(row["alike"] * row["recall"] for row in rows.values() if row["rate"] and row["alike"]) > 0.9 * alike > 150
     )
     assert all(row["precision"] is None or row["precision"] > 0.95 for row in rows.values())
-    assert rows[0.3]["joined"] == 0
+    assert (
+        sum(row["joined"] for row in rows.values()) < 0.1 * alike
+    )  # below the threshold by less than the estimate errs
 
 
 def test_the_estimate_errs_as_its_formula_says():

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from datetime import UTC, date, datetime
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,7 @@ def test_the_newest_rows_are_the_test_and_those_before_them_validation():
     [
         [3, 20.5, 100],
         ["3", "20.5", "1e2"],
+        [np.int64(3), np.float32(20.5), 100],
         ["2024-01-31", "2024-02-01", "2025-01-01T00:00:01"],
         ["2024-01-31T23:00:00-05:00", "2024-02-01T04:00:01Z", "2024-02-01T04:00:00.5-00:01"],
         [date(2024, 1, 31), datetime(2024, 1, 31, 1), "2024-02-01"],  # noqa: DTZ001

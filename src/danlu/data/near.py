@@ -26,7 +26,7 @@ WORDS = 5
 """In a run: usual for near duplicates of documents (Penedo et al. 2024, FineWeb)."""
 PERMUTATIONS = 128
 THRESHOLD = 0.8
-PARTITION = 1 << 16
+PARTITION = 1 << 15
 """Documents whose hashes of one band are in memory at a time; fewer make more passes over the files."""
 COMPARED = 1 << 12
 """Pairs whose signatures are in memory at a time."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
+import numpy as np
+
 from danlu.core.errors import UserError
 
 
@@ -133,7 +135,7 @@ def _moment(value: Any) -> tuple[str, float]:
                 value = datetime.fromisoformat(value.strip())
             except ValueError:
                 return "", 0.0
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value):
         return "a number", float(value)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
