@@ -287,17 +287,14 @@ def test_c4_drops_texts_and_reads_chinese():
     assert judged(five + "\n首页 产品 联系我们\n好。", "zh", ("c4",)) == (five, None)
 
 
-def test_without_being_told_short_texts_are_not_held_to_rules_of_web_pages():
-    reviews = ["质量很好，物流也快，下次还会再来买的。", "屏幕太暗，用了两天就退了，客服态度还行。"] * 50
-    options, why = derived(CleaningOptions(), reviews)
-    assert options.quality == ("repetition", "fineweb")
-    assert "gopher would drop 100 %" in why
+def test_without_being_told_only_web_pages_are_held_to_rules_of_web_pages():
+    reviews = ["质量很好，物流也快，下次还会再来买的", "屏幕太暗，用了两天就退了，客服态度还行"]
+    options, why = derived(CleaningOptions(), web=False)
+    assert options.quality == ("repetition",) and "web pages" in why
     assert all(cleaned.dropped is None for cleaned in map(Cleaner(options), reviews))
-    stories = [STORY.replace("baker", f"baker {at}") for at in range(20)]
-    assert derived(CleaningOptions(), stories)[0].quality == ("gopher", "repetition", "fineweb")
-    assert derived(CleaningOptions(), reviews, web=True)[0].quality == ("gopher", "repetition", "fineweb")
+    assert derived(CleaningOptions(), web=True)[0].quality == ("gopher", "repetition", "fineweb")
     given = CleaningOptions(quality=("c4",))
-    assert derived(given, reviews) == (given, "given")
+    assert derived(given, web=True) == (given, "given")
 
 
 # -------------------------------------------------------------------------------------------------------- contamination

@@ -13,7 +13,6 @@ A unit is a large file, or several small ones: what one machine of several takes
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import json
@@ -418,26 +417,6 @@ def with_originals(plan: Plan, samples: dict[str, list[list[str]]]) -> dict[str,
         ]
         for rule, rows in samples.items()
     }
-
-
-def beginning(unit: Unit, column: str | None, count: int) -> list[str]:
-    """The first so many texts of a unit, as they come in."""
-    texts: list[str] = []
-
-    def hand_over(records: list[Record]) -> None:
-        for _, record in records:
-            with contextlib.suppress(RowError, NoRecord, UnicodeError, RecursionError):
-                texts.append(text_of(record(), column))
-            if len(texts) >= count:
-                raise _Enough
-
-    with contextlib.suppress(_Enough):
-        read_records(unit, Cutter(hand_over))
-    return texts
-
-
-class _Enough(Exception):  # noqa: N818 (nothing is wrong)
-    """Reading can stop."""
 
 
 def chunks(folder: Path) -> list[Path]:

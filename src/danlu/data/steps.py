@@ -130,33 +130,14 @@ class Cleaner:
         return Cleaned(text, tuple(changed), dropped, language, personal)
 
 
-def derived(options: CleaningOptions, texts: Sequence[str], *, web: bool = False) -> tuple[CleaningOptions, str]:
-    """Options with `quality` set, and the reason. What is given stays; else a set of rules is asked if it fits the data.
-
-    texts: some of the corpus, as they come in. web: pages of a crawl, which is what all these rules were made for. Other texts are
-    measured: a set that would drop more than a fifth of them was made for something else.
-    """
+def derived(options: CleaningOptions, web: bool) -> tuple[CleaningOptions, str]:
+    """Options with `quality` set, and the reason. web: all texts are pages of a crawl, which is what most of these rules were made for."""
     if options.quality is not None or "quality" not in options.cleaning:
         return options, "given"
-    usual = ("gopher", "repetition", "fineweb")
     if web:
+        usual = ("gopher", "repetition", "fineweb")
         return replace(options, quality=usual), "web pages: what FineWeb asks of them (Penedo et al. 2024)"
-    steps = tuple(step for step in options.cleaning if step != "quality")
-    clean = Cleaner(replace(options, cleaning=tuple(step for step in steps if step != "against")))
-    cleaned = [each for each in map(clean, texts) if each.dropped is None]
-    shares = {
-        name: sum(quality.judged(each.text, each.language, (name,))[1] is not None for each in cleaned)
-        / max(1, len(cleaned))
-        for name in usual
-    }
-    kept = tuple(name for name in usual if shares[name] <= FITTING)
-    said = ", ".join(f"{name} would drop {100 * share:.0f} %" for name, share in shares.items())
-    why = f"of {len(cleaned):,} texts {said}; a set that drops more than {100 * FITTING:.0f} % was made for other texts"
-    return replace(options, quality=kept), why
-
-
-FITTING = 0.2
-"""Largest share of a sample that a set of rules may drop and still be asked without being named."""
+    return replace(options, quality=("repetition",)), "not web pages alone, which the other rules were made for"
 
 
 def described(options: CleaningOptions) -> list[dict[str, Any]]:

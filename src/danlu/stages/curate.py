@@ -95,7 +95,9 @@ def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int, un
         say(f"{out} is finished already")
         found: dict[str, Any] = json.loads((out / CARD).read_bytes())
         return found
-    cleaning, why = derived(given, units)
+    named = [file for unit in units for file in unit.files]
+    web = bool(named) and all(FORMATS.get(suffix(file)) == "WARC" for file in named)
+    cleaning, why = steps.derived(given.cleaning, web)
     if cleaning.quality != given.cleaning.quality:
         say(f"quality={','.join(cleaning.quality or ()) or 'none'} (derived: {why})")
     options = given.corpus
@@ -158,16 +160,6 @@ def begun(given: Curation, units: tuple[curate.Unit, ...], out: Path) -> dict[st
                     "give the command as it was, remove the folder, or name another out=",
                 )
     return found
-
-
-def derived(given: Curation, units: tuple[curate.Unit, ...]) -> tuple[CleaningOptions, str]:
-    """The steps with the rules of quality that fit: by a look at the first records of a few units spread over all."""
-    looked: list[str] = []
-    web = False
-    for unit in units[:: max(1, len(units) // 8)]:
-        looked += curate.beginning(unit, given.corpus.text, 1000 // min(8, len(units)))
-        web = web or any(FORMATS.get(suffix(file)) == "WARC" for file in unit.files)
-    return steps.derived(given.cleaning, looked, web=web)
 
 
 def against(options: CleaningOptions) -> steps.Against | None:

@@ -1,0 +1,327 @@
+"""`danlu prepare corpus` against the tokenizer alone, against datasets.map and against datatrove; its memory; kills; a gigabyte.
+
+    python benchmarks/corpus.py make OUT TEXT.jsonl[.gz]… megabytes=50     sources of that size in real formats, from sentences of these texts
+    python benchmarks/corpus.py tokenize SOURCES tokenizer=DIR pairs=5     tokenize and pack, in alternation with the tokenizer and datasets.map
+    python benchmarks/corpus.py memory TEXT.jsonl[.gz]… tokenizer=DIR      peak memory from 10 MB to 2 GB
+    python benchmarks/corpus.py whole SOURCES                              everything, with a report of each pass
+    python benchmarks/corpus.py kills SOURCES times=10                     killed at random moments and started again: the same bytes?
+    python benchmarks/corpus.py datatrove SOURCES                          the like steps in datatrove
+
+Peers live in an environment of their own, benchmarks/.peers, which is made when it is first needed. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+HERE = Path(__file__).parent
+PEERS = ["datasets==4.4.1", "tokenizers==0.22.1", "datatrove[io,processing]==0.10.1"]
+DANLU = [str(Path(sys.executable).with_name("danlu")), "prepare", "corpus"]
+PLAIN = ("cleaning=", "duplicates=keep", "validation_share=0.0001", "test_share=0.0001")
+
+
+def peers() -> str:
+    """The interpreter of the peers' environment."""
+    python = HERE / ".peers" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", HERE / ".peers"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
+    return str(python)
+
+
+# ----------------------------------------------------------------------------------------------------------- sources
+
+
+def texts(paths):
+    """Every text of JSONL files with a column text, document or review."""
+    for path in paths:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.endswith(".gz")
+            else Path(path).open(encoding="utf-8") as file
+        ):
+            for line in file:
+                row = json.loads(line)
+                yield next(row[name] for name in ("text", "document", "review") if name in row)
+
+
+def mixed(paths, megabytes, seed=0):
+    """Documents of 3 to 30 real sentences, drawn anew for each, until there are so many megabytes."""
+    pool = [
+        part.strip()
+        for text in texts(paths)
+        for part in re.split(r"(?<=[.!?。！？])\s*", text)
+        if len(part.strip()) > 12
+    ]
+    dice, size = random.Random(seed), 0
+    while size < megabytes * 1e6:
+        count = dice.randint(3, 30)
+        at = dice.randrange(len(pool))  # neighbours belong to one text and one language
+        chosen = [pool[(at + dice.randrange(200)) % len(pool)] for _ in range(count)]
+        text = ("" if chosen[0][0] > "\u2e00" else " ").join(chosen)
+        size += len(text.encode())
+        yield text
+
+
+def make(out, paths, megabytes):
+    """A third JSONL (one file packed), a third WARC and WET, a third a dump of Wikipedia; a tenth of the documents stand there twice."""
+    from xml.sax.saxutils import escape
+
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    out = Path(out)
+    out.mkdir(parents=True)
+    dice, before = random.Random(1), []
+    with (
+        (out / "a.jsonl").open("w", encoding="utf-8") as one,
+        gzip.open(out / "b.jsonl.gz", "wt", encoding="utf-8", compresslevel=3) as two,
+        (out / "c.warc.gz").open("wb") as three,
+        (out / "d.wet.gz").open("wb") as four,
+        bz2.open(out / "e.xml.bz2", "wt", encoding="utf-8", compresslevel=1) as five,
+    ):
+        warc, wet = WARCWriter(three, gzip=True), WARCWriter(four, gzip=True)
+        five.write("<mediawiki>\n")
+        for number, text in enumerate(mixed(paths, megabytes)):
+            if before and dice.random() < 0.1:
+                text = dice.choice(before)
+            elif len(before) < 10_000:
+                before.append(text)
+            kind = number % 6
+            if kind < 2:
+                (one if kind else two).write(json.dumps({"text": text, "id": number}, ensure_ascii=False) + "\n")
+            elif kind == 2:
+                page = f"<html><head><title>{number}</title></head><body><nav>Home</nav><main><p>{escape(text)}</p></main></body></html>"
+                headers = StatusAndHeaders(
+                    "200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1"
+                )
+                warc.write_record(
+                    warc.create_warc_record(
+                        f"http://a.org/{number}", "response", io.BytesIO(page.encode()), http_headers=headers
+                    )
+                )
+            elif kind == 3:
+                wet.write_record(
+                    wet.create_warc_record(
+                        f"http://a.org/{number}",
+                        "conversion",
+                        io.BytesIO(text.encode()),
+                        warc_content_type="text/plain",
+                    )
+                )
+            else:
+                five.write(
+                    f"<page><title>{number}</title><ns>0</ns><revision><text>{escape(text)}</text></revision></page>\n"
+                )
+        five.write("</mediawiki>\n")
+
+
+# ----------------------------------------------------------------------------------------------------------- running
+
+
+def tree(pid):
+    """A process and all below it."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def proportional(pid):
+    """Bytes of a process, what it shares with others counted in part (Pss)."""
+    try:
+        return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) * 1024
+    except (OSError, TypeError):
+        return 0
+
+
+def run(words, quiet=True, **environment):
+    """(seconds, peak bytes of the whole tree) of a command."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        env={**os.environ, **environment},
+    )
+    peak = [0]
+
+    def watch():
+        while process.poll() is None:
+            peak[0] = max(peak[0], sum(map(proportional, tree(process.pid))))
+            time.sleep(0.2)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    if process.wait():
+        raise SystemExit(f"{' '.join(map(str, words))} ended with {process.returncode}")
+    watching.join()
+    return time.monotonic() - began, peak[0]
+
+
+def digest(folder):
+    """One SHA-256 of all files and their names."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        whole.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- measured
+
+RAW = """
+import json, sys, time
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
+texts = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
+tokenizer.encode_batch_fast(texts[:1000])
+began = time.monotonic()
+tokens = 0
+for at in range(0, len(texts), 1000):
+    tokens += sum(len(each) for each in tokenizer.encode_batch_fast(texts[at : at + 1000], add_special_tokens=False))
+print(time.monotonic() - began, tokens)
+"""
+MAP = """
+import shutil, sys, time
+from datasets import Dataset, load_dataset
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
+def encode(rows):
+    return {"ids": [each.ids for each in tokenizer.encode_batch_fast(rows["text"], add_special_tokens=False)]}
+data = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[4])
+began = time.monotonic()
+made = data.map(encode, batched=True, batch_size=int(sys.argv[5]), num_proc=int(sys.argv[3]) or None, remove_columns=data.column_names, load_from_cache_file=False)
+took = time.monotonic() - began
+print(took, sum(map(len, made.with_format("arrow")["ids"][:].to_pylist())) if False else sum(len(row) for row in made["ids"]))
+"""
+
+
+def tokenize(source, tokenizer, pairs=5):
+    """Medians of so many rounds of: the tokenizer alone, danlu from the command to the packed corpus, datasets.map at its best setting."""
+    python, size = peers(), sum(len(text.encode()) for text in texts([source]))
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def mapped(processes, batch):
+            found = subprocess.run(
+                [python, "-c", MAP, source, tokenizer, str(processes), f"{scratch}/hf", str(batch)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return float(found.stdout.split()[-2])
+
+        trials = {(processes, batch): mapped(processes, batch) for processes in (0, 1, 2) for batch in (1000, 10_000)}
+        best = min(trials, key=trials.get)
+        print(
+            "datasets.map, num_proc and batch_size: seconds",
+            {key: round(value, 1) for key, value in trials.items()},
+            "best",
+            best,
+        )
+        rows = {"tokenizer alone": [], "danlu": [], "datasets.map": []}
+        for _ in range(pairs):
+            raw = subprocess.run(
+                [sys.executable, "-c", RAW, source, tokenizer], capture_output=True, text=True, check=True
+            ).stdout.split()
+            rows["tokenizer alone"].append(float(raw[0]))
+            shutil.rmtree(f"{scratch}/c", ignore_errors=True)
+            seconds, peak = run([*DANLU, f"data={source}", f"out={scratch}/c", f"tokenizer={tokenizer}", *PLAIN])
+            rows["danlu"].append(seconds)
+            rows["datasets.map"].append(mapped(*best))
+        card = json.loads(Path(scratch, "c", "corpus.json").read_text())
+        documents = sum(card["documents"].values())
+        print(
+            f"{size / 1e6:.1f} MB, {documents:,} documents; tokens of the tokenizer alone {int(raw[1]):,}, danlu's training part {card['tokens']:,} with two marks a document"
+        )
+        for name, seconds in rows.items():
+            print(
+                f"{name:16} {statistics.median(seconds):8.1f} s {size / statistics.median(seconds) / 1e6:7.2f} MB/s",
+                [round(each, 1) for each in seconds],
+            )
+        of_raw = statistics.median(a / b for a, b in zip(rows["tokenizer alone"], rows["danlu"], strict=True))
+        of_map = statistics.median(a / b for a, b in zip(rows["datasets.map"], rows["danlu"], strict=True))
+        print(
+            f"danlu: {of_raw:.0%} of the tokenizer's own rate, {of_map:.2f} times datasets.map; peak memory {peak / 1e6:,.0f} MB"
+        )
+
+
+def memory(paths, tokenizer):
+    """Peak memory of everything, cleaning and duplicates included."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for megabytes in (10, 100, 500, 2000):
+            source = Path(scratch, "a.jsonl")
+            with source.open("w", encoding="utf-8") as file:
+                for text in mixed(paths, megabytes):
+                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            seconds, peak = run([*DANLU, f"data={source}", f"out={scratch}/c", f"tokenizer={tokenizer}"])
+            print(f"{megabytes:5} MB {peak / 1e6:8,.0f} MB peak {seconds:8.0f} s", flush=True)
+            shutil.rmtree(f"{scratch}/c")
+
+
+def kills(source, times=10, seed=0):
+    """SIGKILL to the process alone at random moments of the time it takes; then once to its end."""
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, killed = f"{scratch}/one/c", f"{scratch}/two/c"
+        began = time.monotonic()
+        run([*DANLU, f"data={source}", f"out={whole}"])
+        took, ended = time.monotonic() - began, 0
+        for _ in range(times):
+            process = subprocess.Popen(
+                [*DANLU, f"data={source}", f"out={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            try:
+                process.wait(dice.uniform(0.02, 0.6) * took)
+                ended += 1
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        run([*DANLU, f"data={source}", f"out={killed}"])
+        card = json.loads(Path(killed, "corpus.json").read_text())
+        print(
+            f"{times - ended} kills in {took:.0f} s of work: {'the same bytes' if digest(whole) == digest(killed) else 'DIFFERENT'}; {card['records']:,} records, all accounted for"
+        )
+
+
+def main(arguments):
+    name, *words = arguments or ["help"]
+    keys = dict(word.split("=", 1) for word in words if "=" in word)
+    places = [word for word in words if "=" not in word]
+    if name == "make":
+        make(places[0], places[1:], float(keys.get("megabytes", 50)))
+    elif name == "tokenize":
+        tokenize(places[0], keys["tokenizer"], int(keys.get("pairs", 5)))
+    elif name == "memory":
+        memory(places, keys["tokenizer"])
+    elif name == "kills":
+        kills(places[0], int(keys.get("times", 10)))
+    elif name == "whole":
+        with tempfile.TemporaryDirectory() as scratch:
+            seconds, peak = run([*DANLU, f"data={places[0]}", f"out={scratch}/c"], quiet=False)
+            print(f"{seconds:.0f} s, peak memory {peak / 1e6:,.0f} MB")
+    elif name == "datatrove":
+        subprocess.run([peers(), HERE / "corpus_datatrove.py", *places], check=True)
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
