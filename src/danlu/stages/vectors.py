@@ -15,6 +15,7 @@ from danlu.data.clean import normal_form
 from danlu.data.source import Source, cell
 from danlu.data.tokenizer import Tokenizer
 from danlu.stages import learned
+from danlu.stages.tokenizer import progress
 
 
 Say = Callable[[str], None]
@@ -57,7 +58,8 @@ def vectors(
         rows = {row.place: row for row in source.rows}
         sentences = [given(cell(rows[item.place], "words"), item.place) for item in items]
     else:
-        sentences = list(words.words_of((item.text for item in items), segment))
+        texts = [item.text for item in items]
+        sentences = list(words.words_of(progress(texts, say) if segment else texts, segment))
     total = sum(map(len, sentences))
     passes = epochs or min(PASSES[1], max(PASSES[0], math.ceil(POSITIONS / max(1, total))))
     why = "given" if epochs else f"derived from {total:,} words"
