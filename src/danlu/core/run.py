@@ -46,6 +46,12 @@ _FIGURE = dict.fromkeys(("value", "low", "high"), float)
 _METRICS = {"*": _FIGURE}
 _LEFT_OUT = [{"reason": str, "count": int, "examples": [str]}]
 _COMPARED = {"metrics": _METRICS, "comparison?": {"verdict?": _TEXT}}
+_COUNTS = {"*": int}
+_CORPUS = {
+    "records": int, "quarantined": int, "bytes": int, "tokens": int, "steps": [{"step": str}], "licence?": _TEXT,
+    **dict.fromkeys(("documents", "dropped", "left_out", "languages", "personal"), _COUNTS),
+    "near": (dict, None), "sources": [{"name": str, "sha256": str, "format": str, "records": int}],
+}  # fmt: skip
 HOLDS: dict[str, Any] = {
     "run.json": {
         **dict.fromkeys(("name", "status", "created", "danlu", "recipe", "task"), str), "labels": [str],
@@ -61,6 +67,7 @@ HOLDS: dict[str, Any] = {
         "rows?": {"read": int, "kept": int, "dropped": _LEFT_OUT}, "splits?": {"*": int}, "truncated?": {"*": int},
         "tokens?": {"train": int, "lengths?": {"median": float, "max": float, "histogram": [[float]]}},
         "labels?": {"*": {"*": int}}, "images?": {"sizes": [list], "channels?": int}, "view?": [{"pieces": [list]}], "learning_rate?": dict,
+        "corpus?": _CORPUS,
     },
     "evaluation.json": {
         "metrics": _METRICS, "rows?": _SOME[0], "answered?": (range(10**15), None), "level?": float, "cut?": {"*": int},

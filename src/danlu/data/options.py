@@ -135,6 +135,7 @@ class CorpusOptions:
     validation_share: float | None = option(None, "share of documents set aside for validation; derived", low=0.0, high=0.5)  # fmt: skip
     test_share: float | None = option(None, "share of documents set aside for the test; derived", low=0.0, high=0.5)
     bad_share: float = option(0.01, "largest share of records that cannot be read before it stops", low=0.0, high=1.0)
+    data_licence: str | None = option(None, "the licence of the data, for the data card and the cards of models that learn from it")  # fmt: skip
     workers: int | None = option(None, "processes; one for each core when not given; nothing that comes out depends on it", low=1, high=1024)  # fmt: skip
     engine: str = option(
         "here", "what works on large files, or groups of small ones, at once: this process's workers, or datatrove on its own, with Ray or Slurm",

@@ -381,6 +381,7 @@ def finish(
         "asked": asked,
         "sources": files,
         "not_read": note.strip(" ()"),
+        "licence": asked["settings"]["data_licence"],
         "records": summary.records,
         "left_out": dict(summary.left_out),
         "quarantined": quarantined,

@@ -1,6 +1,6 @@
 """Plots without a plotting library: places for SVG and HTML that stretch to any width, follow the page's theme and need no script.
 
-What is given back is drawn by the macros of report.html. The drawing stretches, strokes and text do not: lines carry
+What is given back is drawn by a macro of page.html. The drawing stretches, strokes and text do not: lines carry
 `non-scaling-stroke`, and the labels are HTML placed in per cent.
 """
 

@@ -50,7 +50,8 @@ def show(prepared: Prepared, say: Say) -> None:
     unit = "image" if "images" in found else "row"
     say(f"{unit}s: {found['rows']['read']} read, {found['rows']['kept']} kept ({parts})")
     for entry in found["rows"]["dropped"]:
-        say(f"  dropped {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
+        places = f" ({', '.join(entry['examples'])})" * bool(entry["examples"])
+        say(f"  dropped {entry['count']}: {entry['reason']}{places}")
     if few := few_to_test(found["splits"], unit, prepared):
         say(few)
     for line in in_words(found, prepared):

@@ -417,7 +417,7 @@ def lineage(prepared: Prepared) -> dict[str, Any]:
                 "sha256": source.sha256,
                 "rows": source.total,
                 "format": source.format,
-                "licence": prepared.experiment.data.data_licence,
+                "licence": prepared.experiment.data.data_licence or prepared.findings.get("corpus", {}).get("licence"),
             }
             for role, source in prepared.sources.items()
         ],

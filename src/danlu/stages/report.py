@@ -24,7 +24,9 @@ from danlu.core.types import IMAGE_TASKS
 from danlu.experiment import Experiment
 from danlu.stages import card, inspect
 from danlu.stages.card import LOWER_IS_BETTER, NOT_SHARES, Json, count, figure, over, rests_on, title, with_interval
-from danlu.stages.plots import Series, finite, line_plot, number, smooth, ticks
+from danlu.stages.corpus_page import figures
+from danlu.stages.page import render
+from danlu.stages.plots import Series, finite, line_plot, smooth, ticks
 
 
 Lines = list[dict[str, Any]]
@@ -82,6 +84,7 @@ def write(run: Path) -> Path:
         "transfer": _transfer(evaluation.get("transfer") or {}),
         "samples": _samples(run / "samples"),
         "written": _written(run / "samples"),
+        "corpus": figures(data["corpus"]) if data.get("corpus") else {},
         "plots": _curves(steps, learners, timings, str(facts.get("task"))),
     }
     page = run / "report.html"
@@ -131,19 +134,12 @@ def _lines(path: Path, broken: list[str]) -> Lines:
 
 
 def _render(view: Json) -> str:
-    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
     from markupsafe import Markup
 
-    folder = Path(__file__).parent
-    script = (folder / "report.js").read_text("utf-8").strip()
+    script = Path(__file__).with_suffix(".js").read_text("utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip  # undefined: what a file of the run leaves out is empty
-    environment.filters |= {"number": number, "value": card.value, "picture": _picture, "called": card.called}
-    ours = {"script": Markup(script), "script_hash": Markup(digest)}  # noqa: S704 - not from any data
-    page = environment.get_template("report.html").render(view, card=card, **ours)
-    return page.encode("utf-8", "replace").decode()  # a lone surrogate of a broken row becomes a question mark
+    ours = {"card": card, "script": Markup(script), "script_hash": Markup(digest)}  # noqa: S704 - not from any data
+    return render("report.html", {**view, **ours}, picture=_picture, called=card.called)
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
