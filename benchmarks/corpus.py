@@ -5,7 +5,7 @@
     python benchmarks/corpus.py memory TEXT.jsonl[.gz]… tokenizer=DIR      peak memory from 10 MB to 2 GB
     python benchmarks/corpus.py whole SOURCES                              everything, with a report of each pass
     python benchmarks/corpus.py kills SOURCES times=10                     killed at random moments and started again: the same bytes?
-    python benchmarks/corpus.py datatrove SOURCES                          the like steps in datatrove
+    python benchmarks/corpus.py datatrove TEXT.jsonl[.gz]… megabytes=5     Gopher's rules and near duplicates in datatrove
 
 Peers live in an environment of their own, benchmarks/.peers, which is made when it is first needed. Run nothing else meanwhile.
 """
@@ -32,7 +32,7 @@ from pathlib import Path
 
 
 HERE = Path(__file__).parent
-PEERS = ["datasets==4.4.1", "tokenizers==0.22.1", "datatrove[io,processing]==0.10.1"]
+PEERS = ["datasets==4.4.1", "tokenizers==0.22.1", "datatrove[io,processing]==0.10.1", "spacy==3.8.7"]
 DANLU = [str(Path(sys.executable).with_name("danlu")), "prepare", "corpus"]
 PLAIN = ("cleaning=", "duplicates=keep", "validation_share=0.0001", "test_share=0.0001")
 
@@ -276,6 +276,44 @@ def memory(paths, tokenizer):
             shutil.rmtree(f"{scratch}/c")
 
 
+def datatrove(paths, megabytes, pairs=3):
+    """Gopher's rules and near duplicates, in alternation with datatrove: two files, two processes on either side."""
+    python = peers()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "in")
+        folder.mkdir()
+        for half in range(2):
+            with (folder / f"{half}.jsonl").open("w", encoding="utf-8") as file:
+                for text in mixed(paths, megabytes / 2, seed=half):
+                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        theirs, ours = [], []
+        for _ in range(pairs):
+            found = subprocess.run(
+                [python, HERE / "corpus_datatrove.py", folder], capture_output=True, text=True, check=True
+            )
+            stages = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
+            print(f"datatrove: {stages}", flush=True)
+            theirs.append(sum(map(float, stages.values())))
+            shutil.rmtree(f"{scratch}/c", ignore_errors=True)
+            seconds, _ = run(
+                [
+                    *DANLU,
+                    f"data={folder}",
+                    f"out={scratch}/c",
+                    "cleaning=quality",
+                    "quality=gopher,repetition",
+                    "tokenize=false",
+                    "validation_share=0",
+                    "test_share=0",
+                ]
+            )
+            ours.append(seconds)
+            print(f"danlu: {seconds:.1f} s", flush=True)
+        print(
+            f"{megabytes:g} MB: datatrove {statistics.median(theirs):.1f} s, danlu {statistics.median(ours):.1f} s from the command to the card"
+        )
+
+
 def kills(source, times=10, seed=0):
     """SIGKILL to the process alone at random moments of the time it takes; then once to its end."""
     dice = random.Random(seed)
@@ -318,7 +356,7 @@ def main(arguments):
             seconds, peak = run([*DANLU, f"data={places[0]}", f"out={scratch}/c"], quiet=False)
             print(f"{seconds:.0f} s, peak memory {peak / 1e6:,.0f} MB")
     elif name == "datatrove":
-        subprocess.run([peers(), HERE / "corpus_datatrove.py", *places], check=True)
+        datatrove(places, float(keys.get("megabytes", 5)), int(keys.get("pairs", 3)))
     else:
         raise SystemExit(__doc__)
 
