@@ -7,7 +7,7 @@
     python benchmarks/corpus.py kills SOURCES times=10                     killed at random moments and started again: the same bytes?
     python benchmarks/corpus.py datatrove TEXT.jsonl[.gz]… megabytes=5     Gopher's rules and near duplicates in datatrove
 
-Peers live in an environment of their own, benchmarks/.peers, which is made when it is first needed. Run nothing else meanwhile.
+Peers live in an environment of their own, .venv-peers, which is made when it is first needed. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ PLAIN = ("cleaning=", "duplicates=keep", "validation_share=0.0001", "test_share=
 
 def peers() -> str:
     """The interpreter of the peers' environment."""
-    python = HERE / ".peers" / "bin" / "python"
+    python = HERE.parent / ".venv-peers" / "bin" / "python"
     if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", HERE / ".peers"], check=True)
+        subprocess.run([sys.executable, "-m", "venv", HERE.parent / ".venv-peers"], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
     return str(python)
 

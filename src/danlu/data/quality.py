@@ -173,13 +173,15 @@ class Rule:
     share: bool = True
 
     def broken(self, page: Page, least: float, most: float) -> tuple[str, str] | None:
-        """Rule and what was found, if the text breaks it."""
-        value = self.value(page)
-        if value is None or least <= value <= most:
+        """Rule and what was found, if the text breaks it. A rule has one name, whatever its bound for this text."""
+        value, bounds = self.value(page), self.spaced or self.spaceless
+        if value is None or bounds is None or least <= value <= most:
             return None
-        if value < least:
-            return f"{self.set}: {'less' if self.share else 'fewer'} than {self.said(least)}", self.said(value)
-        return f"{self.set}: more than {self.said(most)}", self.said(value)
+        low = value < least
+        than = ("less than" if self.share else "fewer than") if low else "more than"
+        own, named = (least, bounds[0]) if low else (most, bounds[1])
+        elsewhere = "" if own == named else f"; without spaces between words {than} {self.said(own)}"
+        return f"{self.set}: {than} {self.said(named or 0)}", self.said(value) + elsewhere
 
     def said(self, value: float) -> str:
         return f"{100 * value:.3g} % of {self.what}" if self.share else f"{value:,.6g} {self.what}"

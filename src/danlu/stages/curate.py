@@ -181,25 +181,26 @@ def against(options: CleaningOptions) -> steps.Against | None:
 
 
 class Progress:
-    """A line every few seconds: how far, how fast, how long still. total: 0 where it is not known."""
+    """A line every few seconds: how far, how long still, how fast. total: of what `done` counts; 0 where it is not known."""
 
-    def __init__(self, what: str, total: float, unit: str, say: Say) -> None:
-        self.what, self.total, self.unit, self.say = what, total, unit, say
+    def __init__(self, what: str, total: float, say: Say) -> None:
+        self.what, self.total, self.say = what, total, say
         self.began = self.last = time.monotonic()
-        self.first: float | None = None
+        self.first: tuple[float, float] | None = None
 
-    def __call__(self, done: float, more: str) -> None:
+    def __call__(self, done: float, size: float, more: str) -> None:
+        """done: of the total. size: bytes of text behind it."""
         now = time.monotonic()
-        self.first = done if self.first is None else self.first
+        self.first = self.first or (done, size)
         if now - self.last < EVERY:
             return
         self.last = now
-        rate = (done - self.first) / (now - self.began)
-        left = ""
+        rate, left = (done - self.first[0]) / (now - self.began), ""
         if self.total and rate > 0:
             minutes = max(0.0, self.total - done) / rate / 60
             left = f"{min(1.0, done / self.total):.0%}, {'under a minute' if minutes < 1 else f'{minutes:,.0f} min'} left, "
-        self.say(f"  {self.what}: {left}{rate / 1e6:,.1f} M{self.unit} a second, {more}")
+        speed = (size - self.first[1]) / (now - self.began) / 1e6
+        self.say(f"  {self.what}: {left}{speed:,.1f} MB of text a second, {more}")
 
 
 def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Summary, list[dict[str, Any]]]:
@@ -209,14 +210,16 @@ def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Su
     said = f"{sum(sizes) / 1e6:,.1f} MB" if sum(sizes) else "unknown size"
     count = sum(len(unit.files) or 1 for unit in plan.units)
     say(f"reading {count:,} file{'s' * (count > 1)} ({said}) with {workers} worker{'s' * (workers > 1)}")
-    progress = Progress("cleaning", float(sum(sizes)), "B", say)
+    progress = Progress("cleaning", float(sum(sizes)), say)
     reader: list[Any] = []
     behind = [0.0]
 
     def done(chunk: Summary) -> None:
         summary.join(chunk)
         too_many(summary, bad_share, plan)
-        progress(behind[0] + position(reader), f"{summary.kept:,} of {summary.records:,} records stay")
+        progress(
+            behind[0] + position(reader), summary.bytes_before, f"{summary.kept:,} of {summary.records:,} records stay"
+        )
 
     with Workers(workers, curate.reading, plan) as pool:
         for unit, size in enumerate(sizes):
@@ -337,13 +340,13 @@ def causal(tokenizer: Path | None) -> bool:
 def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Counter[str]:
     """What stays, tokenized and cut into parts; counts of documents, tokens and bytes."""
     found: Counter[str] = Counter()
-    progress = Progress("tokenizing", summary.bytes, "B", say)
+    progress = Progress("tokenizing", float(summary.bytes), say)
 
     def done(chunk: dict[str, Any]) -> None:
         for rule, rows in chunk.pop("samples").items():
             summary.samples[rule] = sorted(summary.samples.get(rule, []) + rows)[: curate.SAMPLES]
         found.update(chunk)
-        progress(found["bytes_before"], f"{found['tokens']:,} tokens")
+        progress(found["bytes_before"], found["bytes_before"], f"{found['tokens']:,} tokens")
 
     with Workers(workers, curate.packing, given) as pool:
         curate.pack(given, pool, done)
