@@ -201,7 +201,7 @@ def test_running_text_stays(name: str, text: str, language: str):
 LINES = STORY.replace(". ", ".\n")
 FALLING = [
     ("gopher", "a short one", "en", "fewer than 50 words"),
-    ("gopher", NOVEL[:60], "zh", "fewer than 84 words"),
+    ("gopher", NOVEL[:60], "zh", "fewer than 50 words"),
     ("gopher", STORY * 1500, "en", "more than 100,000 words"),
     ("gopher", "I am so he is on a it to be " * 20, "en", "fewer than 3 characters a word"),
     ("gopher", "Donaudampfschifffahrt " * 60, "de", "more than 10 characters a word"),
