@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from danlu.core.config import leaves
 from danlu.experiment import Experiment
+from danlu.stages.curate import Curation
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "usage.md"
@@ -20,17 +21,23 @@ WORDS = {int: "whole number", float: "number", bool: "`true` / `false`", str: "t
 
 
 def tables() -> str:
-    """One table for each section of an experiment, in the order of the code."""
+    """One table for each section of an experiment and of a corpus, in the order of the code."""
     parts = []
-    for section, rows in groupby(leaves(Experiment), key=lambda leaf: leaf[0]):
-        lines = [f"### {section}", "", "| key | value | default | what it does | read by |", "|---|---|---|---|---|"]
-        lines += [row(field, kind) for _, _, field, kind in rows]
-        parts.append("\n".join(lines))
+    for settings, reader in ((Experiment, "all"), (Curation, "`danlu prepare corpus`")):
+        for section, rows in groupby(leaves(settings), key=lambda leaf: leaf[0]):
+            lines = [
+                f"### {section}",
+                "",
+                "| key | value | default | what it does | read by |",
+                "|---|---|---|---|---|",
+            ]
+            lines += [row(field, kind, reader) for _, _, field, kind in rows]
+            parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def row(field: dataclasses.Field[Any], kind: Any) -> str:
-    readers = ", ".join(field.metadata["tasks"]) or "all"
+def row(field: dataclasses.Field[Any], kind: Any, reader: str) -> str:
+    readers = ", ".join(field.metadata["tasks"]) or reader
     cells = (f"`{field.name}`", expected(field, kind), default(field.default), field.metadata["about"], readers)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -44,7 +51,7 @@ def expected(field: dataclasses.Field[Any], kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"{'whole numbers' if get_args(kind)[0] is int else 'names'}, separated by commas"
     if get_origin(kind) is dict:
-        return "`name=number`, separated by commas"
+        return f"`name={'number' if get_args(kind)[1] is float else 'value'}`, separated by commas"
     low, high, below = (field.metadata[name] for name in ("low", "high", "below"))
     if low is not None and high is not None:
         return f"{low:g} to {high:g}"

@@ -18,6 +18,7 @@ from danlu.core.config import leaves
 from danlu.core.types import Documents, Learner, Task
 from danlu.experiment import Experiment, ask
 from danlu.recipes.catalogue import RECIPES
+from danlu.stages.curate import Curation
 from danlu.training.fit import State, fit
 
 
@@ -61,6 +62,7 @@ OWN_KEYS = {
         "window",
         "min_count",
         "epochs",
+        *(key for _, key, _, _ in leaves(Curation)),
     },
 }
 
@@ -134,7 +136,9 @@ def test_the_tables_of_settings_are_those_of_the_code() -> None:
     table = script("settings_table")
     page = table.PAGE.read_text("utf-8")
     assert table.renewed(page) == page, "run `make docs`"
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [key for _, key, _, _ in leaves(Experiment)]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [
+        key for settings in (Experiment, Curation) for _, key, _, _ in leaves(settings)
+    ]
 
 
 def test_the_pages_of_python_name_what_there_is() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tests.stages.conftest import lines
@@ -150,3 +153,13 @@ def test_a_run_says_what_its_corpus_was(corpus, tmp_path):
     put(tmp_path, {"data.json": data | {"corpus": card | {"dropped": ["a rule"]}}})
     with pytest.raises(UserError, match=r"data\.json: corpus\.dropped is \[\"a rule\"\], expected an object"):
         report.write(tmp_path)
+
+
+def test_a_corpus_is_read_without_danlu_as_its_documents_say(tmp_path, capfd):
+    page = Path(__file__).parents[2] / "docs" / "corpus.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    rows = [{"text": text} for text in documents(40)]
+    card, _ = made(tmp_path / "mine", data=rows, cleaning="", duplicates="keep", test_share=0, validation_share=0)
+    assert "danlu" not in re.sub(r"#.*", "", block)
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+    assert capfd.readouterr().out.splitlines() == [f"40 documents, {card['tokens']} tokens of uint16", rows[6]["text"]]
