@@ -59,6 +59,12 @@ def test_a_wrong_encoding_is_mended_and_nothing_else(found: str, expected: str |
         ("if a < b and b > c: List<String> x; Vec<u8>", None),
         ("write to <email> or AT&T; https://x.org/?a=1&copy=2", None),
         ("中文 <书名> 与 a&b", None),
+        ("One `<li>` an item:\n\n#include <stdio.h>\nA <p> begins a paragraph.", None),
+        ("`<ul>`, `<ol>`, `<p>`, `</p>`, `<b>` and `<!--` to `-->`\nare tags", None),
+        ("The <body> tag\nholds what is seen", None),
+        ("write <!-- before\na remark", None),
+        ("kept <!-- a\nremark -->here\nand there", "kept here\nand there"),
+        ("one<p>two<p>three<p>four", "one\n\ntwo\n\nthree\n\nfour"),
     ],
 )
 def test_markup_goes_and_what_only_looks_like_it_stays(found: str, expected: str | None):
@@ -71,6 +77,7 @@ def test_of_a_whole_page_the_main_text_stays():
     cleaned = one(page, "html")
     assert STORY in cleaned.text
     assert "Contact" not in cleaned.text
+    assert one(f'<?xml version="1.0"?>\n<!-- <b> -->{page}', "html").text.strip() == cleaned.text
 
 
 def test_a_page_nested_without_end_is_dropped():
@@ -373,6 +380,8 @@ def test_a_wrong_setting_is_told(settings: dict, words: str):
 @example("a@" * 3000)
 @example("<p " * 3000)
 @example("<!--" * 30_000)
+@example("-->" + "<!--" * 30_000)
+@example("<!---->" * 30_000)
 @example(".!" * 30_000 + "x")
 @example("٣" * 40)
 def test_no_text_is_too_much(text: str):

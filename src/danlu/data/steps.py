@@ -190,28 +190,46 @@ def encoding(text: str) -> str:
     return ftfy.fix_encoding(text)
 
 
-_PAGE = re.compile(r"<(?:!doctype\s+html|html|body)\b", re.IGNORECASE)
-_BLOCK = re.compile(
-    r"<(?:(?:p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)\b[^<>]*>|!--)", re.IGNORECASE
+# A tag right behind a ` is talked about.
+_PAGE = re.compile(
+    r"(?>(?:[\s\ufeff]|<\?.*?\?>|<!--.*?-->)*)<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
-_BREAK = re.compile(r"<br\b[^<>]*>\n?", re.IGNORECASE)
+_BLOCK = re.compile(
+    r"(?<!`)<(/?)(html|body|p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)\b[^<>]*>", re.IGNORECASE
+)
+_COMMENT = re.compile(r"(?<!`)<!--.*?-->", re.DOTALL)
+_BREAK = re.compile(r"(?<!`)<br\b[^<>]*>\n?", re.IGNORECASE)
 _INLINE = re.compile(
-    r"</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)\b[^<>]*>",
+    r"(?<!`)</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)\b[^<>]*>",
     re.IGNORECASE,
 )
 _ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}\d{0,2}|#\d{2,7}|#[xX][0-9a-fA-F]{2,6});")
 
 
 def plain(text: str) -> str:
-    """HTML -> what a reader sees. Of a whole page the main text, of paragraphs and tables all text; elsewhere single tags and entities go,
-    and line breaks stay. RowError: elements nested more deeply than any page's.
+    """HTML -> what a reader sees. Of a whole page the main text, of paragraphs and tables all text; elsewhere single tags, comments and
+    entities go, and line breaks stay. RowError: elements nested more deeply than any page's.
     """
     if "<" in text:
-        page = _PAGE.search(text) is not None
-        if page or _BLOCK.search(text):
+        page = _PAGE.match(text) is not None
+        if page or _has_blocks(text):
             return html_text(text, main=page)
+        closed = text.rfind("-->") + 3  # no comment is looked for behind, which would take the square of the length
+        text = _COMMENT.sub("", text[:closed]) + text[closed:] if closed > 2 else text
         text = _INLINE.sub("", _BREAK.sub("\n", text))
     return _ENTITY.sub(lambda found: html.unescape(found[0]), text) if "&" in text else text
+
+
+def _has_blocks(text: str) -> bool:
+    """Whether an element with a text of its own begins and ends, or three begin."""
+    begun: list[str] = []
+    for tag in _BLOCK.finditer(text):
+        name = tag[2].lower()
+        if name in begun if tag[1] else len(begun) == 2:
+            return True
+        if not tag[1]:
+            begun.append(name)
+    return False
 
 
 # -------------------------------------------------------------------------------------------------------------- unicode
