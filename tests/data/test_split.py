@@ -198,6 +198,7 @@ def test_times_are_in_order(values):
         (["2024-01-31", "yesterday"], "my.csv:2: 'yesterday'"),
         ([5, float("nan")], "my.csv:2: nan"),
         ([5, True], "my.csv:2: True"),
+        ([5, 10**400], "my.csv:2: 1000"),
         (["2024-01-31", 5], "my.csv:1: '2024-01-31' is a date without a time zone, my.csv:2: 5 is a number"),
         (["2024-01-31", "2024-01-31T00:00Z"], "my.csv:2: '2024-01-31T00:00Z' is a date with a time zone"),
     ],

@@ -77,6 +77,8 @@ class Runs:
         (b"", "vectors:1: found b''", "word vectors"),
         (b"Once upon a time\n", "vectors:1: could not convert string to float: 'upon'", "mend"),
         (b"one\n", "vectors:1: found b'one", "word vectors"),
+        (b"1" * 5000 + b" 3\n" + TEXT.encode(), "vectors:1: found b'1111", "word vectors"),
+        (b"5 " + b"1" * 30 + b"\n" + TEXT.encode(), "vectors:1: found b'5 1111", "word vectors"),
         (pickle.dumps(Runs()), "a pickle", "save_word2vec_format"),
         (b"PK\x03\x04 glove.6B.50d.txt", "a zip archive", "unpack"),
         (b"\xba\x16\x4f\x2f\x0c\0\0\0", "a model of fastText (.bin)", ".vec"),

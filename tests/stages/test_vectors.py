@@ -184,7 +184,7 @@ def test_a_run_says_what_they_were_worth_and_resumes_exactly(files, danlu, tmp_p
     assert result.code == 2 and "vectors.txt has changed since the run began" in result.err
 
 
-def test_vectors_of_the_same_rows_are_warned_of(danlu, files):
+def test_vectors_of_the_same_rows_are_warned_of(danlu, files, tmp_path):
     data, _ = files
     assert danlu("prepare", "vectors", f"data={data}", "out=own", *LEARN).code == 0
     result = danlu("preflight", "bert", f"data={data}", *SMALL, "steps=1", "vectors=own")
@@ -193,6 +193,13 @@ def test_vectors_of_the_same_rows_are_warned_of(danlu, files):
         "preflight", "bert", f"data={data}", f"test={EXAMPLES / 'games.jsonl'}", *SMALL, "steps=1", "vectors=own"
     )
     assert result.code == 0 and "own was learned from" not in result.out, result.err
+    figures = tmp_path / "own/figures.json"
+    found = json.loads(figures.read_text("utf-8"))
+    origin, found["data"]["sha256"] = found["data"]["sha256"], "0" * 64
+    for content in (json.dumps({**found, "nearest": [{"word": origin}]}), "[]", "{"):
+        figures.write_text(content, "utf-8")
+        result = danlu("preflight", "bert", f"data={data}", *SMALL, "steps=1", "vectors=own")
+        assert result.code == 0 and "own was learned from" not in result.out, result.err
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def moments(values: Sequence[tuple[str, Any]]) -> list[float]:
     for row, (kind, _) in enumerate(found):
         kinds.setdefault(kind, row)
     if len(kinds) > 1 or "" in kinds:
-        seen = (f"{values[row][0]}: {values[row][1]!r}{f' is {kind}' * bool(kind)}" for kind, row in kinds.items())
+        seen = (f"{values[row][0]}: {values[row][1]!r:.80}{f' is {kind}' * bool(kind)}" for kind, row in kinds.items())
         raise UserError(
             f"time=: found {', '.join(seen)}; expected numbers, or dates like 2026-11-22 or 2026-11-22T08:30, all of one kind",
             "mend those rows, or name another column",
@@ -135,8 +135,11 @@ def _moment(value: Any) -> tuple[str, float]:
                 value = datetime.fromisoformat(value.strip())
             except ValueError:
                 return "", 0.0
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value):
-        return "a number", float(value)
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        try:
+            return ("a number" if math.isfinite(value) else ""), float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            return "", 0.0
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
     if isinstance(value, datetime):

@@ -184,7 +184,7 @@ def _read(path: Path, file: IO[bytes]) -> tuple[list[str], bytearray, int, str]:
         if head.startswith(mark):
             raise UserError(f"{path}: found {what}, expected word vectors", fix)
     header = re.fullmatch(rb"(\d+) (\d+)\s*", head)
-    count, width = map(int, header.groups()) if header else (None, len(head.split()) - 1)
+    count, width = map(int, header.groups() if len(head) <= 20 else (0, 0)) if header else (None, len(head.split()) - 1)
     if width < 1 or count == 0:
         raise UserError(
             f"{path}:1: found {head[:60]!r}, expected a word and its numbers, or two numbers: words and width",
