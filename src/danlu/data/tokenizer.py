@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from danlu.core.errors import UserError, reading
+from danlu.data.segments import Segments, separable
 
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -158,13 +159,30 @@ class Tokenizer:
 
         A special token that is written out in a text is text, so that no document can end itself or speak for someone.
         """
+        before, behind = self._around if causal else ([], [])
         end = [self.specials[self.named["eos_token"]]] if causal and "eos_token" in self.named else []
         self.rust.encode_special_tokens = True
         try:
-            rows = self.encode_batch(texts, special=causal)
+            if self._segments is not None:
+                rows = self._segments.ids(texts)
+            else:
+                rows = [np.array(row, np.int32) for row in self.encode_batch(texts)]
         finally:
             self.rust.encode_special_tokens = False
-        return [np.array(row if row[-1:] == end else row + end, np.int32) for row in rows]
+        behind = behind if behind[-1:] == end else behind + end
+        return [np.concatenate([before, row, behind], dtype=np.int32, casting="unsafe") for row in rows]
+
+    @cached_property
+    def _segments(self) -> Segments | None:
+        """None where a text has to be looked at whole."""
+        return Segments(self.rust) if separable(self.rust) else None
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Ids that stand before and behind every text."""
+        bare, whole = self.encode("x"), self.encode("x", special=True)
+        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return whole[:at], whole[at + len(bare) :]
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of the text, and for each the characters it stands for: (first, behind the last)."""
