@@ -114,6 +114,8 @@ def test_exact_copies_only(mixed, tmp_path):
     keys = [near.normal_form(text) for text in mixed]
     assert first.tolist() == [each if (each := keys.index(key)) < place else -1 for place, key in enumerate(keys)]
     assert np.array_equal(first >= 0, exact)
+    assert np.array_equal(near.keys(tmp_path / "one")[0], near.chunk(mixed[:1]).keys()[0])
+    assert sum(path.stat().st_size for path in tmp_path.glob("one.*")) < 500 * (8 + 16) + 500  # no signatures
 
 
 def test_texts_without_words_are_no_near_duplicates():

@@ -371,7 +371,7 @@ def repeated(plan: Plan, name: str, begin: int, count: int) -> np.ndarray:
 
 def keys_of(chunk: Path) -> np.ndarray:
     """uint64 [documents, 2]: of each document of a chunk of the first pass, 128 bits of its normal form."""
-    return np.array(near.read(chunk / "hashes").records()["key"])
+    return near.keys(chunk / "hashes")
 
 
 def staying(plan: Plan) -> Iterator[tuple[Path, int, np.ndarray, np.ndarray]]:

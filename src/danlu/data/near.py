@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +26,8 @@ WORDS = 5
 """In a run: usual for near duplicates of documents (Penedo et al. 2024, FineWeb)."""
 PERMUTATIONS = 128
 THRESHOLD = 0.8
-PARTITION = 1 << 15
-"""Documents whose hashes of one band are in memory at a time; fewer make more passes over the files."""
+PARTITION = 1 << 17
+"""Documents whose hashes of one band are in memory at a time."""
 COMPARED = 1 << 12
 """Pairs whose signatures are in memory at a time."""
 LEADERS = 16
@@ -36,7 +36,7 @@ LEADERS = 16
 _EMPTY = np.uint32(0xFFFFFFFF)
 _PLACE = np.uint64((1 << 24) - 1)  # the low bits of a band's hash give way to the place in the chunk
 _LAST = ~_PLACE  # where a band's hashes end: what is like nothing stands behind it
-_RECORD = np.dtype([("key", np.uint64, 2), ("signature", np.uint32, PERMUTATIONS)])
+_ENTRY = np.dtype([("hash", np.uint64), ("number", np.int64)])
 
 
 # ----------------------------------------------------------------------------------------------------------- signatures
@@ -100,17 +100,22 @@ def band_hashes(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------- chunks
 
 
+_FILES = ("bands", "keys", "signatures")
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Documents as they are looked for and compared; arrays in memory, or in files that are opened each time and of which parts are read.
 
     bands: uint64 [1 + bands, documents], of each band the hashes in order, the lowest 24 bits replaced by the document's place in the
-    chunk; the first band is that of the exact text. records: [documents], `key` uint64 [2], 128 bits of the normal form, and `signature`.
+    chunk; the first band is that of the exact text. keys: uint64 [documents, 2], 128 bits of the normal form. signatures: uint32
+    [documents, permutations], or [0, permutations] where exact copies alone are looked for.
     """
 
     count: int
     bands: Callable[[], np.ndarray]
-    records: Callable[[], np.ndarray]
+    keys: Callable[[], np.ndarray]
+    signatures: Callable[[], np.ndarray]
 
 
 def chunk(texts: Sequence[str], threshold: float | None = THRESHOLD) -> Chunk:
@@ -118,26 +123,32 @@ def chunk(texts: Sequence[str], threshold: float | None = THRESHOLD) -> Chunk:
     if len(texts) > _PLACE:
         raise ValueError(f"{len(texts)} texts in one chunk")
     digests = (hashlib.blake2b(normal_form(text).encode("utf-8", "surrogatepass"), digest_size=16) for text in texts)
-    records = np.empty(len(texts), _RECORD)
-    records["key"] = np.frombuffer(b"".join(each.digest() for each in digests), "<u8").reshape(-1, 2)
-    records["signature"] = _EMPTY if threshold is None else signatures(texts)
-    near = band_hashes(records["signature"], *bands(threshold) if threshold else (0, 0))
-    hashes = np.minimum(np.concatenate([records["key"][None, :, 0], near]), _LAST - np.uint64(1))
-    hashes[1:, records["signature"][:, 0] == _EMPTY] = _LAST
+    keys = np.frombuffer(b"".join(each.digest() for each in digests), "<u8").reshape(-1, 2)
+    made = signatures(texts if threshold else ())
+    near = [band_hashes(made, *bands(threshold))] if threshold else []
+    hashes = np.minimum(np.concatenate([keys[None, :, 0], *near]), _LAST - np.uint64(1))
+    hashes[1:, np.flatnonzero(made[:, 0] == _EMPTY)] = _LAST
     ordered = np.sort(hashes & ~_PLACE | np.arange(len(texts), dtype=np.uint64), axis=1)
-    return Chunk(len(texts), lambda: ordered, lambda: records)
+    return Chunk(len(texts), lambda: ordered, lambda: keys, lambda: made)
 
 
 def write(stem: Path, texts: Sequence[str], threshold: float | None = THRESHOLD) -> None:
-    """A chunk's texts as `STEM.bands.npy` and then `STEM.records.npy`."""
+    """A chunk's texts as `STEM.bands.npy`, `STEM.keys.npy` and `STEM.signatures.npy`."""
     made = chunk(texts, threshold)
-    for name, array in (("bands", made.bands()), ("records", made.records())):
+    for name in _FILES:
+        array = getattr(made, name)()
         _save(Path(f"{stem}.{name}.npy"), array.dtype, array.shape, [array])
+
+
+def keys(stem: Path) -> np.ndarray:
+    """uint64 [documents, 2]: the keys of what `write` wrote."""
+    found: np.ndarray = np.load(f"{stem}.keys.npy")
+    return found
 
 
 def read(stem: Path) -> Chunk:
     """What `write` wrote."""
-    maps = [np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in ("bands", "records")]
+    maps = [np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in _FILES]
     again = [partial(np.memmap, each.filename, each.dtype, "r", each.offset, each.shape) for each in maps]
     return Chunk(len(maps[1]), *again)
 
@@ -147,12 +158,12 @@ def read(stem: Path) -> Chunk:
 
 def clusters(texts: Sequence[str], threshold: float = THRESHOLD) -> np.ndarray:
     """int64 [texts]: for each the position of the first one alike, directly or through others; its own where there is none before it."""
-    made, file = chunk(texts, threshold), io.BytesIO()
+    made, file, runs = chunk(texts, threshold), io.BytesIO(), io.BytesIO()
     forest = _Forest(file, len(texts))
-    _join([made], 0, forest, threshold, PARTITION)
+    _join([made], 0, forest, threshold, PARTITION, runs)
     exact = np.concatenate([np.empty(0, bool), *(above != own for own, above in forest.pieces())])
     for band in range(1, 1 + bands(threshold)[0]):
-        _join([made], band, forest, threshold, PARTITION, exact)
+        _join([made], band, forest, threshold, PARTITION, runs, exact)
     forest.flatten()
     return np.frombuffer(file.getvalue(), np.int64)
 
@@ -168,17 +179,18 @@ def repeats(
     are mapped.
     """
     chunks = [read(stem) for stem in stems]
-    first, exact, trees = Path(f"{out}.first.npy"), Path(f"{out}.exact.npy"), Path(f"{out}.trees")
-    with trees.open("w+b", buffering=0) as file:
+    first, exact, trees, ordered = (Path(f"{out}.{name}") for name in ("first.npy", "exact.npy", "trees", "sorted"))
+    with trees.open("w+b", buffering=0) as file, ordered.open("w+b") as runs:
         forest = _Forest(file, sum(each.count for each in chunks))
-        _join(chunks, 0, forest, threshold, partition)
+        _join(chunks, 0, forest, threshold, partition, runs)
         _save(exact, np.bool_, (forest.count,), (above != own for own, above in forest.pieces()))
         skipped = np.load(exact, mmap_mode="r")
         for band in range(1, 1 + bands(threshold)[0] if threshold else 1):
-            _join(chunks, band, forest, threshold, partition, skipped)
+            _join(chunks, band, forest, threshold, partition, runs, skipped)
         forest.flatten()
         _save(first, np.int64, (forest.count,), (np.where(above == own, -1, above) for own, above in forest.pieces()))
     trees.unlink()
+    ordered.unlink()
     return np.load(first, mmap_mode="r"), np.load(exact, mmap_mode="r")
 
 
@@ -241,11 +253,12 @@ def _join(
     forest: _Forest,
     threshold: float | None,
     partition: int,
+    runs: BinaryIO,
     skipped: np.ndarray | None = None,
 ) -> None:
     """What shares a hash of this band and is alike becomes one set; a part of all hashes at a time.
 
-    skipped: bool [documents], those that are in a set with one that has the same signature.
+    runs: for sorting. skipped: bool [documents], those that are in a set with one that has the same signature.
     """
     starts = np.cumsum([0, *(each.count for each in chunks)])
 
@@ -253,34 +266,63 @@ def _join(
         found = np.empty(len(one), bool)
         for at in range(0, len(one), COMPARED):
             piece = slice(at, at + COMPARED)
-            field = "signature" if band else "key"
-            left, right = (_records(chunks, starts, each[piece], field) for each in (one, two))
+            left, right = (_rows(chunks, starts, each[piece], "signatures" if band else "keys") for each in (one, two))
             found[piece] = (left == right).mean(axis=1) >= (threshold if band else 1)
         return found
 
-    parts = max(1, -(-forest.count // partition))
-    edges = [(int(_LAST) * at // parts) & int(_LAST) for at in range(parts + 1)]
-    for low, high in pairwise(edges):
-        found = []
+    def rows() -> Iterator[np.ndarray]:
         for start, each in zip(starts.tolist(), chunks, strict=False):
-            row = each.bands()[band]
-            begin, end = np.searchsorted(row, np.array([low, high], np.uint64))
-            part = row[begin:end]
+            row = np.array(each.bands()[band])
+            row = row[: np.searchsorted(row, _LAST)]
             if skipped is not None:
-                part = part[~skipped[start : start + len(row)][part & _PLACE]]
-            found.append((part & ~_PLACE, (part & _PLACE).astype(np.int64) + start))
-        hashes, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
-        for one, two in _pairs(hashes, numbers, alike):
+                row = row[~skipped[start : start + each.count][row & _PLACE]]
+            found = np.empty(len(row), _ENTRY)
+            found["hash"], found["number"] = row & ~_PLACE, (row & _PLACE).astype(np.int64) + start
+            yield found
+
+    for part in _sorted(rows(), forest.count, partition, runs):
+        for one, two in _pairs(part["hash"], part["number"], alike):
             for pair in zip(one.tolist(), two.tolist(), strict=True):
                 forest.join(*pair)
+
+
+def _sorted(rows: Iterable[np.ndarray], count: int, partition: int, file: BinaryIO) -> Iterator[np.ndarray]:
+    """At most `count` entries, those of equal hashes in the order they came, about `partition` at a time; equal hashes come together.
+
+    Sorted runs of so many go to the file, and of each run a part of all hashes comes back: files are read as often as there are runs,
+    however many chunks there are.
+    """
+    parts = max(1, -(-count // partition))
+    edges = np.array([(int(_LAST) * at // parts) & int(_LAST) for at in range(parts + 1)], np.uint64)
+    cuts, waiting, filled, written = list[np.ndarray](), list[np.ndarray](), 0, 0
+    file.seek(0)
+    for row in chain(rows, [None]):
+        if filled and (row is None or filled + len(row) > partition):
+            run = _in_order(waiting)
+            cuts.append(written + np.searchsorted(run["hash"], edges))
+            file.write(run.data)
+            waiting, filled, written = [], 0, written + filled
+        if row is not None:
+            waiting.append(row)
+            filled += len(row)
+    for begins, ends in pairwise(np.transpose(cuts).tolist()):
+        pieces = []
+        for begin, end in zip(begins, ends, strict=True):
+            file.seek(_ENTRY.itemsize * begin)
+            pieces.append(np.frombuffer(file.read(_ENTRY.itemsize * (end - begin)), _ENTRY))
+        yield _in_order(pieces)
+
+
+def _in_order(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    together = np.concatenate(pieces)
+    found: np.ndarray = together[np.argsort(together["hash"], kind="stable")]
+    return found
 
 
 def _pairs(
     hashes: np.ndarray, numbers: np.ndarray, alike: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each bucket of equal hashes the first is compared with all others, then the first of those that are unlike it, and so on."""
-    order = np.lexsort((numbers, hashes))
-    hashes, numbers = hashes[order], numbers[order]
     for _ in range(LEADERS):
         if not len(hashes):
             return
@@ -292,11 +334,11 @@ def _pairs(
         hashes, numbers = hashes[rest[~same]], numbers[rest[~same]]
 
 
-def _records(chunks: Sequence[Chunk], starts: np.ndarray, numbers: np.ndarray, field: str) -> np.ndarray:
-    """Of these documents, wherever they are."""
-    found = np.empty(len(numbers), _RECORD[field])
+def _rows(chunks: Sequence[Chunk], starts: np.ndarray, numbers: np.ndarray, name: str) -> np.ndarray:
+    """Keys or signatures of these documents, one or more, wherever they are."""
     owners = np.searchsorted(starts, numbers, side="right") - 1
-    for owner in np.unique(owners).tolist():
-        here = np.flatnonzero(owners == owner)
-        found[here] = chunks[owner].records()[field][numbers[here] - starts[owner]]
-    return found
+    order, pieces = np.argsort(owners, kind="stable"), []
+    at, sizes = np.unique(owners, return_counts=True)
+    for owner, here in zip(at.tolist(), np.split(order, np.cumsum(sizes)[:-1]), strict=True):
+        pieces.append(getattr(chunks[owner], name)()[numbers[here] - starts[owner]])
+    return np.concatenate(pieces)[np.argsort(order)]
