@@ -36,8 +36,8 @@ def test_a_folder_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_who_holds_the_lock_replaces_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:
-    target, others = tmp_path / "folder", tmp_path / ".building-folder-2-17"
-    for folder in (target, others, tmp_path / ".building-folder-17", tmp_path / ".building-folder-17-replaced"):
+    target, others = tmp_path / "folder", tmp_path / ".building-folder-17"
+    for folder in (target, others, tmp_path / ".building-folder", tmp_path / ".building-folder-replaced"):
         folder.mkdir()
         (folder / "old").touch()
     fill(target, alone=True)

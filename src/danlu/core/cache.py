@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -69,12 +68,10 @@ def whole(target: Path, alone: bool = False) -> Iterator[Path]:
     alone: this process holds the lock of the place: what a killed one left is cleared, a folder that is there is replaced.
         Otherwise only a file is replaced, or an empty folder; another folder is an OSError.
     """
-    building = target.with_name(f".building-{target.name}-{threading.get_native_id()}")
+    building = target.with_name(f".building-{target.name}" + (f"-{threading.get_native_id()}" * (not alone)))
     replaced = building.with_name(f"{building.name}-replaced")
-    left = re.compile(rf"\.building-{re.escape(target.name)}-\d+(-replaced)?")
-    for path in target.parent.glob(".building-*"):
-        if path == building or (alone and left.fullmatch(path.name)):
-            remove(path)
+    remove(building)
+    remove(replaced)
     try:
         yield building
         for path in [*sorted(building.rglob("*")), building]:

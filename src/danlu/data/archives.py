@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from xml.parsers import expat
 
 from danlu.core.errors import UserError
-from danlu.data.rows import Collected, NoRecord, RowError
+from danlu.data.rows import Collected, NoRecord, RowError, Unreachable
 
 
 DEEPEST = 512
@@ -232,4 +232,4 @@ def _article(markup: str, marks: frozenset[str], title: str) -> dict[str, Any]:
 
 
 def _needs(found: Collected, error: ImportError) -> UserError:
-    return UserError(f"{found.file}: reading it needs {error.name}, which is not here", "pip install 'danlu[corpus]'")
+    return Unreachable(f"{found.file}: reading it needs {error.name}, which is not here", "pip install 'danlu[corpus]'")

@@ -3,7 +3,7 @@
 Four passes over chunks of records. Each chunk's result is a folder that is there whole or not at all, so whatever was killed goes on with
 what is missing. Where chunks begin depends on the records alone: any number of workers writes the same bytes.
 
-    read      records -> texts.parquet, hashes for duplicates, summary.json       a chunk a folder, `work/read/UNIT-CHUNK`
+    read      records -> texts.parquet, hashes for duplicates, summary.json       a chunk a folder, `work/read/UNIT-CHUNK`; `UNIT.json` when all are there
     repeats   all hashes -> which document repeats which earlier one              `work/repeats.*.npy`
     pack      texts that stay -> train, validation, test; token ids               a chunk a folder, `work/pack/UNIT-CHUNK`
     join      train.npy, train.documents.npy, texts/, validation.parquet, test.parquet, quarantine.jsonl
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,22 +23,21 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from filelock import FileLock
 
-from danlu.core.cache import whole
+from danlu.core.cache import sha256, whole, write_json
+from danlu.core.errors import UserError
 from danlu.data import near
-from danlu.data.options import CleaningOptions
-from danlu.data.rows import Collected, NoRecord, RowError, kind_of
-from danlu.data.source import Address, read_into, read_these, sources_at
-from danlu.data.steps import Against, Cleaner
+from danlu.data.rows import TEXTS, Collected, NoRecord, RowError, kind_of
+from danlu.data.source import Address, name_in, read_into, read_these, sources_at, state
+from danlu.data.steps import Cleaned, anonymous
 from danlu.data.workers import Workers
 
-
-TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message")
-"""Usual names of a column with texts."""
 
 CHARACTERS, RECORDS = 1 << 22, 10_000
 """Of a chunk. A few chunks are in memory at a time."""
@@ -52,35 +52,51 @@ REPEATED = ("duplicates: nearly an earlier document", "duplicates: the same word
 """What a document that is nearly or exactly an earlier one was dropped for."""
 
 Say = Callable[[str], None]
-Record = tuple[str, Callable[[], dict[str, Any]]]
-"""Where it stands, and what reads it."""
+Record = tuple[int, str, Callable[[], dict[str, Any]]]
+"""The number of its file in the unit, where it stands, and what reads it."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Files that are read one after the other, or rows from Python. several: whether there are other files, so that places name theirs."""
+    """Files that are read one after the other.
 
+    name: of its chunks; another one for other files, or files that have changed. states: of each file its name, its bytes and what changes
+    with its content. several: whether there are other units or files, so that places name theirs. rows: the one file is what `keep_rows` wrote.
+    """
+
+    name: str
+    states: tuple[tuple[str, int, Any], ...]
+    files: tuple[Path | Address, ...]
     place: Path | None = None
-    files: tuple[Path | Address, ...] = ()
-    rows: Any = None
     several: bool = False
+    rows: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(size for _, size, _ in self.states)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a worker of the first pass needs. column: named by `text=`. near: similarity from which on documents are near copies; None: exact ones only."""
+
+    clean: Callable[[str], Cleaned]
+    column: str | None
+    near: float | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that decides what comes out.
 
-    work: the folder of the passes. column: named by `text=`. duplicates: whether any are looked for. near: similarity from which on
-    documents are near copies; None: exact copies only. characters: of a chunk, at most, but for a single record that is longer.
+    work: the folder of the passes. duplicates: whether any are looked for. characters: of a chunk, at most, but for a single record that is longer.
     """
 
     work: Path
     units: tuple[Unit, ...]
-    column: str | None
-    cleaning: CleaningOptions
-    against: Against | None
+    reading: Reading
     duplicates: bool
-    near: float | None
     characters: int = CHARACTERS
 
 
@@ -115,30 +131,64 @@ def hashes(keys: np.ndarray, seed: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- units
 
 
-def units(data: Any, least: int = UNIT) -> tuple[tuple[Unit, ...], str]:
+def units(data: str | os.PathLike[str], least: int = UNIT) -> tuple[tuple[Unit, ...], str]:
     """What `data.source.read` takes, files of any kinds beside each other, in groups of at least so many bytes; and what is to be said of it."""
-    if not isinstance(data, (str, os.PathLike)):
-        return (Unit(rows=data),), ""
     place, files, note = sources_at(data, mixed=True)
     several = place is not None or len(files) > 1
     made: list[Unit] = []
-    group: list[Path | Address] = []
+    group: list[tuple[Path | Address, tuple[str, int, Any]]] = []
+    names: Counter[str] = Counter()
     filled = 0
-    for file in files:
-        group.append(file)
-        filled += bytes_of(file)
-        if filled >= least or file is files[-1]:
-            made.append(Unit(place, tuple(group), several=several))
+    for number, file in enumerate(files, 1):
+        size, mark = state(file)
+        group.append((file, (name_in(place, file), size, mark)))
+        filled += size
+        if filled >= least or number == len(files):
+            states = tuple(each for _, each in group)
+            name = _name([several, states])
+            names[name] += 1  # the same files may be named twice
+            made.append(Unit(f"{name}{names[name]}", states, tuple(each for each, _ in group), place, several))
             group, filled = [], 0
     return tuple(made), note
 
 
-def bytes_of(file: Path | Address) -> int:
-    """Of a file on the disk; 0 for one that is elsewhere or not there."""
-    try:
-        return file.stat().st_size if isinstance(file, Path) else 0
-    except OSError:
-        return 0
+def _name(identity: Any) -> str:
+    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
+
+
+def keep_rows(data: Any, column: str | None, target: Path) -> Unit:
+    """Rows from Python, written to the file `target`: a line holds a text, or a list with the reason why there is none."""
+    with whole(target, alone=True) as building, building.open("w", encoding="utf-8") as file:
+        read_into(data, _Kept(file, column))
+    digest = sha256(target)
+    return Unit(_name(digest), (("Python", target.stat().st_size, digest),), (target,), rows=True)
+
+
+class _Kept(Collected):
+    """Writes texts to a file as they come."""
+
+    def __init__(self, file: TextIO, column: str | None) -> None:
+        super().__init__("Python", "skip", None)
+        self.to, self.column = file, column
+
+    def add(self, number: int, where: str, place: str, record: Callable[[], dict[str, Any]]) -> None:
+        try:
+            line: str | list[str] = text_of(record(), self.column)
+        except Exception as error:  # noqa: BLE001
+            line = [reason_of(error)]
+        self.to.write(json.dumps(line) + "\n")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a record cannot be read, for a list that others see."""
+    return masked(error.reason if isinstance(error, RowError) else f"{type(error).__name__}: {error}")[:300]
+
+
+def _row(line: bytes, column: str) -> dict[str, Any]:
+    value = json.loads(line)
+    if isinstance(value, list):
+        raise RowError(value[0])
+    return {column: value}
 
 
 class Cutter(Collected):
@@ -157,16 +207,23 @@ class Cutter(Collected):
         size = _size(getattr(record, "args", ()))
         if self.waiting and self.filled + size > self.characters:
             self.flush()
-        self.waiting.append((place, record))
+        self.waiting.append((len(self.files), place, record))
         self.filled += size
         if len(self.waiting) >= RECORDS:
             self.flush()
+
+    def broken(self, error: UserError) -> None:
+        self.add(0, "", f"{self.file}, the rest", partial(_refused, f"{error.message} ({error.fix})"))
 
     def flush(self) -> None:
         """Hand over what waits."""
         if self.waiting:
             chunk, self.waiting, self.filled = self.waiting, [], 0
             self.hand_over(chunk)
+
+
+def _refused(reason: str) -> dict[str, Any]:
+    raise RowError(reason)
 
 
 def _size(value: Any) -> int:
@@ -186,11 +243,13 @@ class Summary:
     """What became of the records of one chunk or of many; sums, and the samples that a hash of their place chose.
 
     changed: documents by step. dropped: by step and rule (`quality: gopher: …`). personal: replaced, by kind. samples: by step and rule,
-    [hash, place, found, excerpt]. bad: the first few that cannot be read. bytes: of the texts that stay, in UTF-8.
+    [hash, place, found, excerpt], without personal data. bad: the first few that cannot be read. bytes: of the texts that stay, in UTF-8.
+    none: by number of the file in its unit, what turned out to be no record.
     """
 
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    none: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
     kept: int = 0
     bytes: int = 0
@@ -204,91 +263,125 @@ class Summary:
 
     def sample(self, rule: str, place: str, found: str, text: str) -> None:
         """Keep this one if its hash is among the least: a random choice that does not depend on how records are cut."""
-        order = hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
-        self.samples[rule] = heapq.nsmallest(
-            SAMPLES, [*self.samples.get(rule, []), [order, place, found, text[:EXCERPT]]]
-        )
+        order, before = hashlib.blake2b(place.encode(), digest_size=8).hexdigest(), self.samples.get(rule, [])
+        if len(before) < SAMPLES or [order] < before[-1]:
+            row = [order, place, masked(found), masked(text[: 2 * EXCERPT])[:EXCERPT]]
+            self.samples[rule] = heapq.nsmallest(SAMPLES, [*before, row])
 
     def join(self, other: Summary) -> None:
         """Add another's."""
         for name in ("records", "quarantined", "kept", "bytes", "bytes_before"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("left_out", "changed", "dropped", "personal", "languages"):
+        for name in COUNTED:
             getattr(self, name).update(getattr(other, name))
         for rule, rows in other.samples.items():
             self.samples[rule] = heapq.nsmallest(SAMPLES, self.samples.get(rule, []) + rows)
         self.bad = (self.bad + other.bad)[:3]
 
     @classmethod
+    def of(cls, values: dict[str, Any]) -> Summary:
+        """What `vars` gave of one."""
+        return cls(**values | {name: Counter(values[name]) for name in COUNTED})
+
+    @classmethod
     def load(cls, folder: Path) -> Summary:
         """A chunk's."""
-        found = cls(**json.loads((folder / "summary.json").read_bytes()))
-        for name in ("left_out", "changed", "dropped", "personal", "languages"):
-            setattr(found, name, Counter(getattr(found, name)))
-        return found
+        return cls.of(json.loads((folder / "summary.json").read_bytes()))
+
+
+COUNTED = ("left_out", "none", "changed", "dropped", "personal", "languages")
+
+
+def masked(text: str) -> str:
+    """Text from records that is shown on a page or in a list: personal data replaced, valid Unicode."""
+    try:
+        return anonymous(text.encode("utf-8", "backslashreplace").decode())[0]
+    except ImportError as error:
+        return f"(not shown: to find personal data in it needs {error.name})"
 
 
 def read_unit(
-    plan: Plan, unit: int, workers: Workers, done: Callable[[Summary], None], watch: Callable[[Cutter], None]
-) -> Cutter:
-    """The first pass over one unit; what the reader counted. done: called with each chunk's summary, in order. watch: with the reader."""
-    number = 0
+    plan: Plan,
+    unit: Unit,
+    workers: Workers,
+    done: Callable[[Summary], None] | None = None,
+    watch: Callable[[Cutter], None] | None = None,
+) -> None:
+    """The first pass over one unit. done: called with what each chunk adds, or a unit that was there, in order. watch: with the reader.
+
+    At the end `record_of` has what is to be known of it, and it is not read again.
+    """
+    folder = plan.work / "read"
+    folder.mkdir(parents=True, exist_ok=True)
+    told = done or (lambda _: None)
+    if (folder / f"{unit.name}.json").is_file():
+        workers.know(Summary.of(record_of(plan, unit)["summary"]), told)
+        return
+    together, documents = Summary(), list[int]()
+
+    def chunk(found: Summary) -> None:
+        documents.append(found.kept)
+        together.join(found)
+        told(found)
+
+    def rest(found: Summary) -> None:
+        together.join(found)
+        told(found)
+        for number, file in enumerate(cutter.files):
+            file["records"] -= together.none[str(number)]
+        write_json(
+            folder / f"{unit.name}.json", {"files": cutter.files, "documents": documents, "summary": vars(together)}
+        )
+
+    numbers = itertools.count()
 
     def hand_over(records: list[Record]) -> None:
-        nonlocal number
-        target = chunk_folder(plan.work / "read", unit, number)
-        number += 1
+        target = folder / f"{unit.name}-{next(numbers):07d}"
         if target.is_dir():
-            workers.know(Summary.load(target), done)
+            workers.know(Summary.load(target), chunk)
         else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            workers.give(read_chunk, (target, records), done)
+            workers.give(read_chunk, (target, records), chunk)
 
     cutter = Cutter(hand_over, plan.characters)
-    watch(cutter)
-    read_records(plan.units[unit], cutter)
-    return cutter
-
-
-def read_records(unit: Unit, cutter: Cutter) -> None:
-    """All records of a unit into the cutter."""
+    if watch:
+        watch(cutter)
     cutter.several = unit.several
-    if unit.files:
-        read_these(unit.place, unit.files, cutter)
+    if unit.rows:
+        with Path(str(unit.files[0])).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                cutter.add(number, "row ", f"row {number}", partial(_row, line, plan.reading.column or "text"))
+        name, size, digest = unit.states[0]
+        cutter.files.append({"name": name, "sha256": digest, "format": "rows", "records": cutter.total, "bytes": size})
     else:
-        digest, kind = read_into(unit.rows, cutter)
-        cutter.files.append({"name": "Python", "sha256": digest, "format": kind, "records": cutter.total, "bytes": 0})
+        read_these(unit.place, unit.files, cutter)
     cutter.flush()
+    workers.know(Summary(left_out=cutter.left_out), rest)
 
 
-def chunk_folder(work: Path, unit: int, number: int) -> Path:
-    """Where the result of a chunk lies; names in order."""
-    return work / f"{unit:05d}-{number:07d}"
+def record_of(plan: Plan, unit: Unit) -> dict[str, Any]:
+    """Of a unit that was read: `files`, what each was; `documents` of each chunk; `summary`."""
+    found: dict[str, Any] = json.loads((plan.work / "read" / f"{unit.name}.json").read_bytes())
+    return found
 
 
-def reading(plan: Plan) -> tuple[Plan, Cleaner]:
-    """What a worker of the first pass needs."""
-    return plan, Cleaner(plan.cleaning, plan.against)
-
-
-def read_chunk(state: tuple[Plan, Cleaner], target: Path, records: list[Record]) -> Summary:
+def read_chunk(given: Reading, target: Path, records: list[Record]) -> Summary:
     """Records -> the folder `target`: texts.parquet, hashes, quarantine.jsonl and summary.json."""
-    plan, clean = state
     found, quarantine, texts, places, languages = Summary(), list[str](), list[str](), list[str](), list[str]()
-    for place, record in records:
+    for file, place, record in records:
         try:
-            text = text_of(record(), plan.column)
-            cleaned = clean(text)
+            text = text_of(record(), given.column)
+            cleaned = given.clean(text)
             size = len(cleaned.text.encode())
         except NoRecord as none:
             found.left_out[none.kind] += 1
+            found.none[str(file)] += 1
             continue
-        except (RowError, UnicodeError, RecursionError, MemoryError) as error:
-            reason = error.reason if isinstance(error, RowError) else f"{type(error).__name__}: {error}"
-            quarantine.append(json.dumps({"place": place, "reason": reason[:300]}, ensure_ascii=False))
+        except Exception as error:  # noqa: BLE001 (of what libraries raise on one text, the others know nothing)
+            reason = reason_of(error)
+            quarantine.append(json.dumps({"place": place, "reason": reason}, ensure_ascii=False))
             found.records += 1
             found.quarantined += 1
-            found.bad = (found.bad + [[place, reason[:300]]])[:3]
+            found.bad = (found.bad + [[place, reason]])[:3]
             continue
         found.records += 1
         found.bytes_before += len(text.encode("utf-8", "surrogatepass"))
@@ -308,7 +401,7 @@ def read_chunk(state: tuple[Plan, Cleaner], target: Path, records: list[Record])
     with whole(target, alone=True) as building:
         building.mkdir()
         write_texts(building / "texts.parquet", {"text": texts, "place": places, "language": languages})
-        near.write(building / "hashes", texts, plan.near)
+        near.write(building / "hashes", texts, given.near)
         (building / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in quarantine), "utf-8")
         (building / "summary.json").write_text(json.dumps(vars(found), ensure_ascii=False), "utf-8")
     return found
@@ -356,8 +449,8 @@ def find_repeats(plan: Plan) -> Path:
     """The second pass, in one process: `work/repeats.first.npy` and `.exact.npy`, all documents counted through."""
     out, done = plan.work / "repeats", plan.work / "repeats.done"
     if not done.exists():
-        stems = [folder / "hashes" for folder in chunks(plan.work / "read")]
-        near.repeats(stems, out, plan.near) if plan.duplicates else None
+        if plan.duplicates:
+            near.repeats([plan.work / "read" / each.name / "hashes" for each in chunks(plan)], out, plan.reading.near)
         done.touch()
     return out
 
@@ -376,11 +469,9 @@ def keys_of(chunk: Path) -> np.ndarray:
 
 def staying(plan: Plan) -> Iterator[tuple[Path, int, np.ndarray, np.ndarray]]:
     """Of each chunk of the first pass: its folder, the number of its first document, the keys of all, and bool: which repeat none."""
-    begin = 0
-    for folder in chunks(plan.work / "read"):
-        keys = keys_of(folder)
-        yield folder, begin, keys, repeated(plan, "first", begin, len(keys)) < 0
-        begin += len(keys)
+    for each in chunks(plan):
+        folder = plan.work / "read" / each.name
+        yield folder, each.begin, keys_of(folder), repeated(plan, "first", each.begin, each.documents) < 0
 
 
 def cuts(plan: Plan, validation: int, test: int, seed: int) -> Cuts:
@@ -419,9 +510,23 @@ def with_originals(plan: Plan, samples: dict[str, list[list[str]]]) -> dict[str,
     }
 
 
-def chunks(folder: Path) -> list[Path]:
-    """The chunks of a pass, in their order."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+class Chunk(NamedTuple):
+    """name: of its folder in each pass. unit, number: its place among all. begin: the number of its first document; documents: how many it has."""
+
+    name: str
+    unit: int
+    number: int
+    begin: int
+    documents: int
+
+
+def chunks(plan: Plan) -> Iterator[Chunk]:
+    """What the first pass left, in order."""
+    begin = 0
+    for at, unit in enumerate(plan.units):
+        for number, count in enumerate(record_of(plan, unit)["documents"]):
+            yield Chunk(f"{unit.name}-{number:07d}", at, number, begin, count)
+            begin += count
 
 
 # ----------------------------------------------------------------------------------------------------------------- pack
@@ -449,30 +554,26 @@ def pack(given: Packing, workers: Workers, done: Callable[[dict[str, Any]], None
     """The third pass over all chunks, or over those of one unit. done: called with the counts of each, in order."""
     folder = given.plan.work / "pack"
     folder.mkdir(exist_ok=True)
-    for source, begin, _, _ in staying(given.plan):
-        target = folder / source.name
-        if unit is not None and not source.name.startswith(f"{unit:05d}-"):
+    for each in chunks(given.plan):
+        target = folder / each.name
+        if unit not in (None, each.unit):
             continue
         if target.is_dir():
             workers.know(json.loads((target / "counts.json").read_bytes()), done)
         else:
-            workers.give(pack_chunk, (source, target, begin), done)
+            workers.give(pack_chunk, (given.plan.work / "read" / each.name, target, each.begin), done)
 
 
 def read_alone(plan: Plan, unit: int) -> None:
-    """The first pass over one unit, in this process alone."""
-    with Workers(1, reading, plan) as workers:
-        read_unit(plan, unit, workers, _ignored, _ignored)
+    """The first pass over one unit, in this process alone; a second one that was sent for it waits."""
+    with FileLock(plan.work / f"{unit}.lock"), Workers(1, plan.reading) as workers:
+        read_unit(plan, plan.units[unit], workers)
 
 
 def pack_alone(given: Packing, unit: int) -> None:
-    """The third pass over one unit, in this process alone."""
-    with Workers(1, packing, given) as workers:
-        pack(given, workers, _ignored, unit)
-
-
-def _ignored(_: Any) -> None:
-    """What it is called with is on the disk as well."""
+    """The third pass over one unit, in this process alone; a second one that was sent for it waits."""
+    with FileLock(given.plan.work / f"{unit}.lock"), Workers(1, given, packing) as workers:
+        pack(given, workers, lambda _: None, unit)
 
 
 def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: int) -> dict[str, Any]:
@@ -482,7 +583,8 @@ def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: in
     """
     given, tokenizer = state
     texts, places, languages = read_texts(source / "texts.parquet", ("text", "place", "language"))
-    first, exact, parts = looked_up(given, source, begin, len(texts))
+    first, exact = (repeated(given.plan, name, begin, len(texts)) for name in ("first", "exact"))
+    parts = given.cuts.parts(keys_of(source))
     counts: Counter[str] = Counter()
     summary = Summary()
     train: list[list[str]] = []
@@ -501,8 +603,8 @@ def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: in
         quarantine: list[list[str]] = []
         if tokenizer is not None:
             ids, lengths, refused = encoded(tokenizer, [row[0] for row in train], given.causal)
-            quarantine = [[train[at][1], reason] for at, reason in refused]
-            train = [row for at, row in enumerate(train) if at not in {at for at, _ in refused}]
+            quarantine = [[train[at][1], reason] for at, reason in refused.items()]
+            train = [row for at, row in enumerate(train) if at not in refused]
             np.save(building / "ids.npy", ids)
             np.save(building / "lengths.npy", lengths)
             counts["tokens"] = len(ids)
@@ -521,17 +623,10 @@ def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: in
     return found
 
 
-def looked_up(given: Packing, source: Path, begin: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a chunk's documents: the first one that each repeats or -1, whether exactly, and its part."""
-    parts = given.cuts.parts(keys_of(source))
-    first, exact = (repeated(given.plan, name, begin, count) for name in ("first", "exact"))
-    return first, exact, parts
-
-
-def encoded(tokenizer: Any, texts: Sequence[str], causal: bool) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
+def encoded(tokenizer: Any, texts: Sequence[str], causal: bool) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """(ids of all texts, tokens of each, positions that the tokenizer failed on and why). ids: uint16 where they fit, else int32."""
     rows: list[np.ndarray] = []
-    refused: list[tuple[int, str]] = []
+    refused: dict[int, str] = {}
     for start in range(0, len(texts), 256):
         batch = texts[start : start + 256]
         try:
@@ -543,7 +638,7 @@ def encoded(tokenizer: Any, texts: Sequence[str], causal: bool) -> tuple[np.ndar
                 try:
                     rows += tokenizer.documents([text], causal)
                 except BaseException as alone:  # noqa: BLE001
-                    refused.append((at, f"the tokenizer fails on it: {str(alone)[:200]}"))
+                    refused[at] = masked(f"the tokenizer fails on it: {str(alone)[:200]}")
     kind = np.uint16 if tokenizer.size <= 1 << 16 else np.int32
     lengths = np.array([len(row) for row in rows], np.int64)
     return np.concatenate([*rows, np.empty(0, np.int32)]).astype(kind), lengths, refused
@@ -557,7 +652,8 @@ def join(plan: Plan, out: Path, tokenized: bool) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    folders = chunks(plan.work / "pack")
+    parts = list(chunks(plan))
+    folders = [plan.work / "pack" / each.name for each in parts]
     if tokenized:
         lengths = [np.load(folder / "lengths.npy") for folder in folders]
         begins = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, np.empty(0, np.int64)]))]).astype(np.int64)
@@ -571,8 +667,8 @@ def join(plan: Plan, out: Path, tokenized: bool) -> None:
                 np.load(folder / "ids.npy", mmap_mode="r").tofile(file)
     with whole(out / "texts", alone=True) as building:
         building.mkdir()
-        for folder in folders:
-            target = building / f"{folder.name}.parquet"
+        for each, folder in zip(parts, folders, strict=True):
+            target = building / f"{each.unit:05d}-{each.number:07d}.parquet"
             try:
                 os.link(folder / "texts.parquet", target)
             except OSError:  # a file system without links
@@ -588,5 +684,5 @@ def join(plan: Plan, out: Path, tokenized: bool) -> None:
                     if len(table):
                         writer.write_table(table.cast(schema))
     with whole(out / "quarantine.jsonl", alone=True) as building, building.open("wb") as file:
-        for folder in [*chunks(plan.work / "read"), *folders]:
+        for folder in [*(plan.work / "read" / each.name for each in parts), *folders]:
             file.write((folder / "quarantine.jsonl").read_bytes())

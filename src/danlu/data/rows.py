@@ -15,6 +15,10 @@ from danlu.core.errors import UserError, nearest
 SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them"
 
 
+TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message")
+"""Usual names of a column with texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One record.
@@ -82,6 +86,10 @@ class RowError(Exception):
         self.reason, self.fix = reason, fix
 
 
+class Unreachable(UserError):  # noqa: N818 (as UserError reads)
+    """A file cannot be read for a reason that lies outside of it: rights, the network, a package that is missing."""
+
+
 class NoRecord(Exception):  # noqa: N818 (nothing is wrong)
     """What stands at a place turns out to be no record, such as a page without text; it is counted by its `kind`."""
 
@@ -135,6 +143,10 @@ class Collected:
             if not self.skip:
                 raise UserError(f"{place}: {bad.reason}", bad.fix) from None
             self.rejected.append(Rejected(place, bad.reason))
+
+    def broken(self, error: UserError) -> None:
+        """The file at hand cannot be read any further."""
+        raise error
 
     def source(self, sha256: str, format: str) -> Source:  # noqa: A002 (the field's own name)
         if self.left_out:

@@ -13,7 +13,8 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from danlu.core.errors import UserError, nearest
 from danlu.data import archives, formats
-from danlu.data.rows import SKIP, Collected, Rejected, Row, RowError, Source, cell, column, kind_of
+from danlu.data.rows import SKIP, Collected, Rejected, Row, RowError, Source, Unreachable, cell, column, kind_of
 
 
 __all__ = ["SKIP", "Rejected", "Row", "Source", "cell", "column", "read"]
@@ -77,15 +78,7 @@ def read_into(data: Any, found: Collected) -> tuple[str, str]:
 
     Returns the SHA-256 and what the data was taken for.
     """
-    if not isinstance(data, (str, os.PathLike)):
-        return _read_python(data, found)
-    try:
-        return _read_files(data, found)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or data}: cannot be read: {error.strerror or error}",
-            "check the path and its permissions",
-        ) from None
+    return _read_files(data, found) if isinstance(data, (str, os.PathLike)) else _read_python(data, found)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -93,34 +86,92 @@ def read_into(data: Any, found: Collected) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Address:
-    """A file that is not on this machine (`s3://…`, `https://…`), read through fsspec as it lies there."""
+    """A file that is not on this machine (`s3://…`, `https://…`), read through fsspec as it lies there. As text it shows no secrets."""
 
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        return shown(self.url)
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rsplit("/", 1)[-1]
+        return str(self).rstrip("/").rsplit("/", 1)[-1]
 
     def open(self) -> IO[bytes]:
-        stream: IO[bytes] = _remote(lambda fsspec: fsspec.open(self.url, "rb").open())
+        import fsspec
+
+        stream: IO[bytes] = fsspec.open(self.url, "rb").open()
         return stream
 
+    def state(self) -> list[Any]:
+        """Bytes, and what changes with the content: what the server says of it, or the content's SHA-256 where it says nothing."""
+        import fsspec
 
-def _remote(ask: Callable[[Any], Any]) -> Any:
-    """Ask fsspec; what it raises about an address or a package that is missing is bad input."""
-    import fsspec
+        with _reached(self):
+            system, path = fsspec.core.url_to_fs(self.url)
+            about = {name.lower().replace("-", ""): str(each) for name, each in system.info(path).items()}
+            mark = next((about[name] for name in MARKS_OF_CHANGE if name in about), None)
+        if mark is None:
+            with _Hashed(self) as raw:
+                mark = raw.finish()
+        return [int(about["size"]) if about.get("size", "").isdecimal() else 0, mark]
 
+
+MARKS_OF_CHANGE = (
+    "etag",
+    "md5hash",
+    "contentmd5",
+    "digest",
+    "mtime",
+    "lastmodified",
+    "last_modified",
+    "updated",
+    "created",
+)
+"""What file systems of fsspec call a mark that changes with the content, the surest first; lower case, without hyphens."""
+
+
+def shown(name: object) -> str:
+    """A path, an address or several as text that can be written down: valid Unicode; of an address neither user nor query, which may be secret."""
+    text = re.sub(r"(://[^\s,?]*)\?[^\s,]*", r"\1", re.sub(r"://[^/\s,]*@", "://", str(name)))
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def state(file: Path | Address) -> list[Any]:
+    """Bytes of a file, and what changes when it does. UserError: there is none."""
+    if isinstance(file, Address):
+        return file.state()
+    with _reached(file):
+        _expect_file(file)
+        found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+@contextmanager
+def _reached(place: object) -> Iterator[None]:
+    """What goes wrong in here is not the fault of what lies at this place."""
     try:
-        return ask(fsspec)
-    except FileNotFoundError as error:
-        raise UserError(f"{error}: no such file", "check the address") from None
-    except ImportError as error:
-        raise UserError(f"fsspec cannot read this address: {error}", "install the package it names") from None
-    except ValueError as error:
-        raise UserError(f"fsspec does not know this address: {error}", "expected such as s3://BUCKET/FILE") from None
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "://" not in str(place):
+            if not isinstance(error, OSError):
+                raise
+            said, fix = f"cannot be read: {error.strerror or error}", "check the path and its permissions"
+            place = error.filename or place
+        elif isinstance(error, FileNotFoundError):
+            said, fix = "no such file", "check the address"
+        elif isinstance(error, ImportError):
+            said, fix = f"fsspec cannot read this address: {error}", "install the package it names"
+        elif isinstance(error, ValueError):
+            said, fix = f"fsspec does not know this address: {error}", "expected such as s3://BUCKET/FILE"
+        else:
+            said, fix = (
+                f"cannot be read: {type(error).__name__}: {error}",
+                "check the address and the network; the same command tries again",
+            )
+        raise Unreachable(shown(f"{place}: {said}"), fix) from None
 
 
 def sources_at(data: str | os.PathLike[str], mixed: bool = False) -> tuple[Path | None, list[Path | Address], str]:
@@ -128,18 +179,19 @@ def sources_at(data: str | os.PathLike[str], mixed: bool = False) -> tuple[Path 
 
     mixed: files may be of several kinds.
     """
-    if "://" in str(data):
-        return None, _named_there(str(data)), ""
-    place = Path(data).expanduser()
-    if place.is_dir():
-        files, note = _folder(place, mixed)
-        return place, list(files), note
-    return None, list(_named(place)), ""
+    with _reached(data):
+        if "://" in str(data):
+            return None, _named_there(str(data)), ""
+        place = Path(data).expanduser()
+        if place.is_dir():
+            files, note = _folder(place, mixed)
+            return place, list(files), note
+        return None, list(_named(place)), ""
 
 
 def _read_files(data: str | os.PathLike[str], found: Collected) -> tuple[str, str]:
     place, files, note = sources_at(data, found.mixed)
-    found.name = place.name if place else files[0].name if len(files) == 1 else str(data)
+    found.name = shown(place.name if place else files[0].name if len(files) == 1 else data)
     found.several = bool(place) or len(files) > 1
     digest, said = read_these(place, files, found)
     return digest, f"{said}, {len(files)} file{'s' * (len(files) > 1)}{note}" if found.several else said
@@ -149,9 +201,16 @@ def read_these(place: Path | None, files: Sequence[Path | Address], found: Colle
     """Files that `sources_at` named, into `found`: their SHA-256, and what they were taken for."""
     digests, kinds = hashlib.sha256(), list[str]()
     for file in files:
-        found.file = _name_in(place, file) if found.several else file.name
+        found.file = name_in(place, file) if found.several else shown(file.name)
         before = found.total
-        digest, kind = _read_file(file, found, whole=bool(place))
+        try:
+            digest, kind = _read_file(file, found, whole=bool(place))
+        except Unreachable:
+            raise
+        except UserError as error:
+            found.broken(error)
+            with _Hashed(file) as raw:
+                digest, kind = raw.finish(), "broken"
         if kinds and not found.mixed and kind.split(",")[0] != kinds[0].split(",")[0]:
             raise UserError(
                 f"{file}: found {kind}, but {files[0]} is {kinds[0]}; files that are read together are of one kind",
@@ -166,8 +225,9 @@ def read_these(place: Path | None, files: Sequence[Path | Address], found: Colle
     return digests.hexdigest() if found.several else digest, " or ".join(dict.fromkeys(kinds))
 
 
-def _name_in(place: Path | None, file: Path | Address) -> str:
-    return file.relative_to(place).as_posix() if place and isinstance(file, Path) else str(file)
+def name_in(place: Path | None, file: Path | Address) -> str:
+    """What a file is called among those read with it; place: the folder that was named, if one was."""
+    return shown(file.relative_to(place).as_posix() if place and isinstance(file, Path) else file)
 
 
 def _named_there(data: str) -> list[Path | Address]:
@@ -178,7 +238,8 @@ def _named_there(data: str) -> list[Path | Address]:
             files += _named(Path(part).expanduser())
         elif "*" in part:
             protocol = part.partition("://")[0]
-            found = _remote(partial(_matching, part))
+            with _reached(part):
+                found = _matching(part)
             files += [Address(each if "://" in each else f"{protocol}://{each}") for each in sorted(found)]
         else:
             files.append(Address(part))
@@ -187,7 +248,9 @@ def _named_there(data: str) -> list[Path | Address]:
     return files
 
 
-def _matching(pattern: str, fsspec: Any) -> list[str]:
+def _matching(pattern: str) -> list[str]:
+    import fsspec
+
     files: list[str] = fsspec.core.url_to_fs(pattern)[0].glob(pattern)
     return files
 
@@ -251,7 +314,8 @@ def _folder(place: Path, mixed: bool) -> tuple[list[Path], str]:
             splits.setdefault(named[1], str(path.parent / f"{named[1]}*"))
     if len(splits) > 1:
         raise _splits(place, splits)
-    others = [path.relative_to(place).as_posix() for path in every if path not in set(files)]
+    read = set(files)
+    others = [name_in(place, path) for path in every if path not in read]
     listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     return files, f" (not read: {listed})" if others else ""
 
@@ -267,7 +331,9 @@ class _Hashed(io.RawIOBase):
     """A file that is hashed while it is read, so that it is read once."""
 
     def __init__(self, path: Path | Address) -> None:
-        self.file: Any = path.open("rb", buffering=0) if isinstance(path, Path) else path.open()
+        self.path = path
+        with _reached(path):
+            self.file: Any = path.open("rb", buffering=0) if isinstance(path, Path) else path.open()
         self.hash = hashlib.sha256()
         self.count = 0
 
@@ -275,7 +341,8 @@ class _Hashed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self.file.readinto(buffer) or 0
+        with _reached(self.path):
+            count = self.file.readinto(buffer) or 0
         self.count += count
         self.hash.update(memoryview(buffer)[:count])
         return count
@@ -311,8 +378,6 @@ class _Unpacked(io.RawIOBase):
         try:
             content = self.file.read(len(buffer))
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if getattr(error, "errno", None):  # the disk's fault, not the file's
-                raise
             raise UserError(
                 f"{self.found.file}: broken {self.kind} data after {self.found.total} rows: {error}",
                 "copy or download the file again; it is cut off or damaged",
@@ -349,8 +414,8 @@ def _has_gap(path: Path | Address, found: Collected) -> bool:
 
 def _read_file(path: Path | Address, found: Collected, whole: bool = False) -> tuple[str, str]:
     """Adds the file's records to `found`; its SHA-256, and what it was taken for. whole: a text is one document, with the column `file`."""
-    if isinstance(path, Path):
-        _expect_file(path)
+    if isinstance(path, Path) and state(path)[0] == 0 and path.is_file():
+        raise UserError(f"{path}: the file is empty (0 bytes)", "put data into it, or name another file")
     with _Hashed(path) as raw:
         found.reading = raw
         stream, packing = _opened(raw, found)
@@ -400,8 +465,6 @@ def _expect_file(path: Path) -> None:
             f"{path}: no such file",
             nearest(path.name, names) if names else f"there is no data file in {folder.resolve()}",
         )
-    if path.is_file() and path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes)", "put data into it, or name another file")
 
 
 def suffix(path: Path | Address) -> str:

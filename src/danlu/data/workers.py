@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from danlu.core.errors import UserError
@@ -18,12 +19,12 @@ from danlu.core.errors import UserError
 class Workers:
     """Processes that work on chunks, a few ahead; results come in the order in which chunks were given. One worker is this process.
 
-    start, given: called once in each process with what all its work needs; what it returns is the first argument of `work`.
+    given: what all work needs; with `start`, what that makes of it once in each process. It is the first argument of `work`.
     """
 
-    def __init__(self, count: int, start: Callable[..., Any], *given: Any) -> None:
+    def __init__(self, count: int, given: Any, start: Callable[[Any], Any] | None = None) -> None:
         self.count, self.waiting = count, deque[tuple[Future[Any], Callable[[Any], None]]]()
-        self.here = start(*given) if count == 1 else None
+        self.here = start(given) if count == 1 and start else given
         self.pool: ProcessPoolExecutor | None = None
         if count > 1:
             context = multiprocessing.get_context("spawn")  # a fork of a process with threads can stand still
@@ -34,7 +35,8 @@ class Workers:
         if self.pool is None:
             done(work(self.here, *arguments))
             return
-        self.waiting.append((self.pool.submit(_do, work, arguments), done))
+        with _alive():
+            self.waiting.append((self.pool.submit(_do, work, arguments), done))
         while len(self.waiting) > self.count + 1:
             self.take()
 
@@ -49,13 +51,9 @@ class Workers:
     def take(self) -> None:
         """Wait for the next result."""
         future, done = self.waiting.popleft()
-        try:
-            done(future.result())
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, most likely for want of memory",
-                "give the same command again with fewer workers=; what is done stays done",
-            ) from None
+        with _alive():
+            result = future.result()
+        done(result)
 
     def finish(self) -> None:
         """Wait for all results."""
@@ -70,15 +68,26 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory",
+            "give the same command again with fewer workers=; what is done stays done",
+        ) from None
+
+
 _state: Any = None
 
 
-def _begin(start: Callable[..., Any], given: tuple[Any, ...]) -> None:
+def _begin(start: Callable[[Any], Any] | None, given: Any) -> None:
     """In a new worker: Ctrl-C is for the process above it, and it ends with that one, however that ends."""
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    _state = start(*given)
+    _state = start(given) if start else given
 
 
 def _end_with(parent: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core import config, device
-from danlu.core.cache import remembered_sha256, sha256, whole, write_json
+from danlu.core.cache import remove, sha256, whole, write_json
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import write_text
@@ -23,7 +23,7 @@ from danlu.data import curate, near, steps
 from danlu.data.cluster import over_units
 from danlu.data.curate import Cuts, Packing, Plan, Say, Summary
 from danlu.data.options import CleaningOptions, CorpusOptions
-from danlu.data.source import FORMATS, read, suffix
+from danlu.data.source import FORMATS, read, shown, suffix
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.data.workers import Workers
@@ -32,6 +32,10 @@ from danlu.stages.corpus_page import page
 
 
 CARD, PAGE, LOCK = "corpus.json", "corpus.html", ".lock"
+ASKED, ROWS = "asked.json", "rows.jsonl"
+"""In `work`: what was asked for, and what was handed over in Python."""
+FORMAT = 1
+"""Of the folder."""
 LEARNED_FROM = 100_000_000
 """Bytes of text, spread over the corpus, that a tokenizer is learned from at most; said where there are more."""
 HELD = 2000
@@ -72,12 +76,19 @@ def corpus(
     if data is None and given.corpus.data is None:
         raise UserError("no data=", "say what to read: data=FOLDER")
     work = out.absolute() / "work"
-    if out.is_dir() and any(out.iterdir()) and not work.is_dir() and not (out / CARD).is_file():
-        raise UserError(f"out={out} holds something else than a corpus", "name a new folder")
     try:
+        if out.exists() and not ours(out):
+            raise UserError(f"out={out} holds something else than a corpus", "name a new folder")
+        units, note = curate.units(given.corpus.data, unit) if data is None and given.corpus.data else ((), "")
+        own = out.resolve()
+        for place in (each.resolve() for one in units for each in (one.place, *one.files) if isinstance(each, Path)):
+            if own == place or own in place.parents or (place in own.parents and place.is_dir()):
+                raise UserError(f"out={out} and data={given.corpus.data} lie in each other", "name a folder elsewhere")
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
-            return _corpus(given, out, data, say, characters, unit)
+            if data is not None:
+                units = (curate.keep_rows(data, given.corpus.text, work / ROWS),)
+            return _corpus(given, out, units, note, say, characters)
     except Timeout:
         raise UserError(f"out={out}: another process is writing it", "wait for it, or name another folder") from None
     except OSError as error:
@@ -87,30 +98,52 @@ def corpus(
         ) from None
 
 
-def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int, unit: int) -> dict[str, Any]:
-    units, note = curate.units(data if data is not None else given.corpus.data, unit)
-    asked = begun(given, units, out)
-    if (out / CARD).is_file():
-        shutil.rmtree(out / "work", ignore_errors=True)
-        say(f"{out} is finished already")
-        found: dict[str, Any] = json.loads((out / CARD).read_bytes())
-        return found
-    named = [file for unit in units for file in unit.files]
+def card_of(folder: Path) -> dict[str, Any] | None:
+    """What corpus.json of a finished corpus holds; None: there is none, or it is another program's.
+
+    Raises:
+        UserError: a newer danlu wrote it.
+    """
+    try:
+        found = json.loads((folder / CARD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not {"format", "asked", "files", "danlu"} <= found.keys():
+        return None
+    if found["format"] != FORMAT:
+        raise UserError(
+            f"{folder / CARD}: found format {found['format']!r}, expected {FORMAT}", f"danlu {found['danlu']} wrote it"
+        )
+    return found
+
+
+def ours(out: Path) -> bool:
+    """Whether a folder is a corpus, finished or begun, or nothing is in it but what a command that hardly began left."""
+    if (out / "work" / ASKED).is_file() or card_of(out):
+        return True
+    return {path.name for path in (*out.iterdir(), *out.glob("work/*"))} <= {LOCK, "work", ROWS, f".building-{ROWS}"}
+
+
+def _corpus(
+    given: Curation, out: Path, units: tuple[curate.Unit, ...], note: str, say: Say, characters: int
+) -> dict[str, Any]:
+    options, named = given.corpus, [file for unit in units for file in unit.files]
     web = bool(named) and all(FORMATS.get(suffix(file)) == "WARC" for file in named)
     cleaning, why = steps.derived(given.cleaning, web)
+    tests, digest = against(cleaning)
+    clean = steps.Cleaner(cleaning, tests)
+    folder = tokenizer_at(options, say)
+    contents = {"against": digest, "tokenizer": sha256(folder / "tokenizer.json") if folder else None}
+    asked = begun(given, units, out, contents)
+    if found := card_of(out):
+        shutil.rmtree(out / "work", ignore_errors=True)
+        say(f"{out} is finished already")
+        return found
     if cleaning.quality != given.cleaning.quality:
         say(f"quality={','.join(cleaning.quality or ()) or 'none'} (derived: {why})")
-    options = given.corpus
-    plan = Plan(
-        out.absolute() / "work",
-        units,
-        options.text,
-        cleaning,
-        against(cleaning),
-        options.duplicates != "keep",
-        options.near if options.duplicates == "near" else None,
-        characters,
-    )
+    near_from = options.near if options.duplicates == "near" else None
+    reading = curate.Reading(clean, options.text, near_from)
+    plan = Plan(out.absolute() / "work", units, reading, options.duplicates != "keep", characters)
     workers = options.workers or device.cores()
     spread(options, partial(curate.read_alone, plan), plan, "read", say)
     summary, files = first_pass(plan, workers, options.bad_share, say)
@@ -118,54 +151,63 @@ def _corpus(given: Curation, out: Path, data: Any, say: Say, characters: int, un
         say("looking for documents that repeat others")
     curate.find_repeats(plan)
     cuts, shares = set_aside(plan, options, summary, say)
-    tokenizer = tokenizer_for(plan, cuts, options, out, say)
+    tokenizer = tokenizer_for(plan, cuts, options, folder, summary.bytes, out, say)
     given_to_pack = Packing(plan, cuts, tokenizer, causal(tokenizer))
     spread(options, partial(curate.pack_alone, given_to_pack), plan, "pack", say)
     counts = third_pass(given_to_pack, workers, summary, say)
     say("joining")
     curate.join(plan, out, tokenizer is not None)
-    return finish(out, plan, asked, why, shares, summary, files, note, counts, tokenizer, say)
+    return finish(out, plan, cleaning, asked, why, shares, summary, files, note, counts, tokenizer, say)
 
 
-def begun(given: Curation, units: tuple[curate.Unit, ...], out: Path) -> dict[str, Any]:
-    """What was asked for, written down at the beginning and equal to what is there from before.
+def begun(
+    given: Curation, units: tuple[curate.Unit, ...], out: Path, contents: dict[str, str | None]
+) -> dict[str, Any]:
+    """What was asked for, written down at the beginning and equal to what is there from before. contents: SHA-256 of what settings name.
+
+    Where only files have changed, what was made of all of them goes; `work/read` stays, which is told apart by them.
 
     Raises:
-        UserError: naming the first thing that is different.
+        UserError: naming the first setting that is different; a file is, of a finished corpus.
     """
-    files = {
-        str(file): [curate.bytes_of(file), int(file.stat().st_mtime_ns)]
-        for unit in units
-        for file in unit.files
-        if isinstance(file, Path) and file.exists()
+    asked = {key: value for key, value in config.flat(given).items() if key not in SETTLED} | {
+        key: digest for key, digest in contents.items() if digest
     }
-    asked = {key: value for key, value in config.flat(given).items() if key not in SETTLED}
-    tokenizer = given.corpus.tokenizer
-    if tokenizer and (file := Path(tokenizer).expanduser() / "tokenizer.json").is_file():
-        asked["tokenizer"] = remembered_sha256(file)
+    asked = {key: shown(value) if isinstance(value, str) else value for key, value in asked.items()}
+    files = [list(state) for unit in units for state in unit.states]
     found = {"danlu": version("danlu"), "settings": json.loads(json.dumps(asked)), "files": files}
-    place = out / "work" / "asked.json" if not (out / CARD).is_file() else out / CARD
-    if not place.is_file():
+    place, card = out / "work" / ASKED, card_of(out)
+    before = card["asked"] if card else json.loads(place.read_bytes()) if place.is_file() else found
+    for key in sorted(found["settings"]):
+        one, two = (each["settings"].get(key) for each in (before, found))
+        if one != two and key != "data":
+            raise another(out, f"{key}= {one}", str(two))
+    if before["danlu"] != found["danlu"]:
+        raise another(out, f"danlu {before['danlu']}", found["danlu"])
+    if card and before["files"] != files:
+        changed = next((state[0] for state in [*files, *before["files"]] if not (state in files and state in before["files"])), "the order of files")  # fmt: skip
+        raise another(out, f"{changed} as it was then", "another or changed")
+    if before["files"] != files:
+        for path in (out / "tokenizer", *(out / "work").iterdir()):
+            if path.name not in ("read", ROWS, ASKED):
+                remove(path)
+    if not card:
         write_json(place, found)
-        return found
-    before = json.loads(place.read_bytes())
-    before = before.get("asked", before)
-    for key in ("danlu", "settings", "files"):
-        for name in sorted({**before[key], **found[key]}) if isinstance(found[key], dict) else [""]:
-            one, two = (each[key].get(name) if name else each[key] for each in (before, found))
-            if one != two:
-                what = {"danlu": "danlu", "settings": f"{name}=", "files": name}[key]
-                raise UserError(
-                    f"out={out} was begun with {what} {'as it was then' if key == 'files' else one}, now it is {'another or changed' if key == 'files' else two}",
-                    "give the command as it was, remove the folder, or name another out=",
-                )
     return found
 
 
-def against(options: CleaningOptions) -> steps.Against | None:
-    """The test sets that no document may share a run of words with: every text in their rows, whatever its column."""
+def another(out: Path, before: str, now: str) -> UserError:
+    """A corpus is there that was asked for otherwise."""
+    return UserError(
+        f"out={out} was begun with {before}, now it is {now}",
+        "give the command as it was, remove the folder, or name another out=",
+    )
+
+
+def against(options: CleaningOptions) -> tuple[steps.Against | None, str | None]:
+    """The test sets that no document may share a run of words with (every text in their rows, whatever its column), and their SHA-256."""
     if options.against is None:
-        return None
+        return None, None
 
     def strings(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -174,7 +216,8 @@ def against(options: CleaningOptions) -> steps.Against | None:
             for each in value.values() if isinstance(value, dict) else value:
                 yield from strings(each)
 
-    return steps.Against(text for row in read(options.against).rows for text in strings(row.values))
+    source = read(options.against)
+    return steps.Against(text for row in source.rows for text in strings(row.values)), source.sha256
 
 
 # --------------------------------------------------------------------------------------------------------------- passes
@@ -205,30 +248,30 @@ class Progress:
 
 def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Summary, list[dict[str, Any]]]:
     """All units read and cleaned; what became of their records, and the files."""
-    summary, files = Summary(), list[dict[str, Any]]()
-    sizes = [sum(map(curate.bytes_of, unit.files)) for unit in plan.units]
-    said = f"{sum(sizes) / 1e6:,.1f} MB" if sum(sizes) else "unknown size"
-    count = sum(len(unit.files) or 1 for unit in plan.units)
+    summary = Summary()
+    size, count = sum(unit.size for unit in plan.units), sum(len(unit.files) for unit in plan.units)
+    said = f"{size / 1e6:,.1f} MB" if size else "unknown size"
     say(f"reading {count:,} file{'s' * (count > 1)} ({said}) with {workers} worker{'s' * (workers > 1)}")
-    progress = Progress("cleaning", float(sum(sizes)), say)
-    reader: list[Any] = []
-    behind = [0.0]
+    progress = Progress("cleaning", float(size), say)
+    reader: curate.Cutter | None = None
+    behind = 0
+
+    def watch(cutter: curate.Cutter) -> None:
+        nonlocal reader
+        reader = cutter
 
     def done(chunk: Summary) -> None:
         summary.join(chunk)
         too_many(summary, bad_share, plan)
-        progress(
-            behind[0] + position(reader), summary.bytes_before, f"{summary.kept:,} of {summary.records:,} records stay"
-        )
+        far = float(behind + (sum(file["bytes"] for file in reader.files) + reader.read if reader else 0))
+        progress(far, summary.bytes_before, f"{summary.kept:,} of {summary.records:,} records stay")
 
-    with Workers(workers, curate.reading, plan) as pool:
-        for unit, size in enumerate(sizes):
-            cutter = curate.read_unit(plan, unit, pool, done, lambda cutter: reader.__setitem__(slice(None), [cutter]))
-            files += cutter.files
-            summary.left_out.update(cutter.left_out)
-            behind[0] += size
-            reader.clear()
+    with Workers(workers, plan.reading) as pool:
+        for unit in plan.units:
+            curate.read_unit(plan, unit, pool, done, watch)
+            behind, reader = behind + unit.size, None
         pool.finish()
+    files = [file for unit in plan.units for file in curate.record_of(plan, unit)["files"]]
     too_many(summary, bad_share, plan, least=1)
     if not summary.records:
         raise UserError("there is no record in the data", "name other files")
@@ -241,18 +284,15 @@ def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Su
     return summary, files
 
 
-def position(reader: list[Any]) -> float:
-    """Bytes of the files of a unit that were read so far."""
-    return float(sum(sum(file["bytes"] for file in each.files) + each.read for each in reader))
-
-
 def too_many(summary: Summary, bad_share: float, plan: Plan, least: int = 1000) -> None:
     """Stop when more records than that cannot be read, once there are enough to tell."""
     if summary.records < least or summary.quarantined <= bad_share * summary.records:
         return
     target = plan.work.parent / "quarantine.jsonl"
-    lines = (folder / "quarantine.jsonl" for folder in curate.chunks(plan.work / "read"))
-    write_text(target, "".join(path.read_text("utf-8") for path in lines))
+    order = {unit.name: number for number, unit in enumerate(plan.units)}
+    every = ((path.name.rpartition("-"), path / "quarantine.jsonl") for path in (plan.work / "read").iterdir())
+    mine = sorted((order[unit], number, path) for (unit, _, number), path in every if unit in order)
+    write_text(target, "".join(path.read_text("utf-8") for _, _, path in mine))
     first = "; ".join(f"{place}: {reason}" for place, reason in summary.bad)
     raise UserError(
         f"{summary.quarantined:,} of {summary.records:,} records cannot be read, over bad_share={bad_share:g}: {first}",
@@ -278,26 +318,41 @@ def set_aside(plan: Plan, options: CorpusOptions, summary: Summary, say: Say) ->
     say(
         f"{summary.kept - stays:,} documents repeat others; of {stays:,}, {numbers[0]:,} are set aside for validation, {numbers[1]:,} for the test"
     )
-    return curate.cuts(plan, numbers[0], numbers[1], options.seed), found
+    cuts = curate.cuts(plan, numbers[0], numbers[1], options.seed)
+    if not any((cuts.parts(keys)[stay] == 0).any() for _, _, keys, stay in curate.staying(plan)):
+        raise UserError(
+            f"of {stays} documents none is left to learn from: those of equal words are set aside together",
+            "give more data, leave out duplicates=keep, or give validation_share=0 test_share=0",
+        )
+    return cuts, found
 
 
-def tokenizer_for(plan: Plan, cuts: Cuts, options: CorpusOptions, out: Path, say: Say) -> Path | None:
-    """The folder of the tokenizer in `out`: a given one, or one learned from the training part; None: texts only."""
+def tokenizer_at(options: CorpusOptions, say: Say) -> Path | None:
+    """The folder of the tokenizer that is asked for; None: one is learned, or none is wanted."""
+    if not (options.tokenize and options.tokenizer):
+        return None
+    folder = Path(options.tokenizer).expanduser()
+    if not (folder / "tokenizer.json").is_file():
+        try:
+            folder = resolve(options.tokenizer, say).folder
+        except UserError as error:
+            raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
+    Tokenizer.load(folder)
+    return folder
+
+
+def tokenizer_for(
+    plan: Plan, cuts: Cuts, options: CorpusOptions, folder: Path | None, size: int, out: Path, say: Say
+) -> Path | None:
+    """The folder of the tokenizer in `out`: that in `folder`, or one learned from the training part; None: texts only. size: bytes of all texts."""
     if not options.tokenize:
         return None
     target = out / "tokenizer"
     if target.is_dir():
         return target
-    if options.tokenizer:
-        folder = Path(options.tokenizer).expanduser()
-        if not (folder / "tokenizer.json").is_file():
-            try:
-                folder = resolve(options.tokenizer, say).folder
-            except UserError as error:
-                raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
+    if folder:
         made = Tokenizer.load(folder)
     else:
-        size = sum(Summary.load(folder).bytes for folder in curate.chunks(plan.work / "read"))
         share = min(1.0, LEARNED_FROM / max(1, size))
         wanted = options.vocabulary or usual_size(size)
         some = f" from {share:.1%} of the documents" if share < 1 else ""
@@ -318,8 +373,6 @@ def spread(options: CorpusOptions, work: Callable[[int], None], plan: Plan, name
     """A pass on another engine: what it leaves undone, the pass here does."""
     if options.engine == "here":
         return
-    if plan.units[0].rows is not None:
-        raise UserError(f"engine={options.engine}: rows from Python lie on this machine alone", "give files")
     say(f"{name}: {len(plan.units):,} unit{'s' * (len(plan.units) > 1)} by {options.engine}")
     over_units(
         work,
@@ -327,7 +380,7 @@ def spread(options: CorpusOptions, work: Callable[[int], None], plan: Plan, name
         options.engine,
         options.engine_options or {},
         plan.work / f"{name}-tasks",
-        options.workers,
+        options.workers or (device.cores() if options.engine == "datatrove" else None),
         say,
     )
 
@@ -348,7 +401,7 @@ def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Coun
         found.update(chunk)
         progress(found["bytes_before"], found["bytes_before"], f"{found['tokens']:,} tokens")
 
-    with Workers(workers, curate.packing, given) as pool:
+    with Workers(workers, given, curate.packing) as pool:
         curate.pack(given, pool, done)
         pool.finish()
     return found
@@ -360,6 +413,7 @@ def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Coun
 def finish(
     out: Path,
     plan: Plan,
+    cleaning: CleaningOptions,
     asked: dict[str, Any],
     why: str,
     shares: dict[str, Any],
@@ -371,7 +425,8 @@ def finish(
     say: Say,
 ) -> dict[str, Any]:
     """corpus.json and the page, then the passes' folder goes."""
-    cut = near.bands(plan.near) if plan.near else None
+    similarity = plan.reading.near
+    cut = near.bands(similarity) if similarity else None
     dropped = dict(summary.dropped.most_common())
     dropped |= {
         rule: counts[kind] for kind, rule in zip(("near", "exact"), curate.REPEATED, strict=True) if counts[kind]
@@ -379,7 +434,7 @@ def finish(
     quarantined = summary.quarantined + counts["quarantined"]
     documents = {part: counts[part] for part in ("train", "validation", "test")}
     found: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "danlu": version("danlu"),
         "asked": asked,
         "sources": files,
@@ -399,11 +454,11 @@ def finish(
         "tokenizer": {"size": Tokenizer.load(tokenizer).size, "sha256": sha256(tokenizer / "tokenizer.json")}
         if tokenizer
         else None,
-        "steps": steps.described(plan.cleaning),
+        "steps": steps.described(cleaning),
         "quality_why": why,
         "set_aside": shares,
         "near": {
-            "similarity": plan.near,
+            "similarity": similarity,
             "bands": cut[0],
             "rows": cut[1],
             "curve": {f"{s:g}": p for s, p in near.curve(*cut).items()},
@@ -414,12 +469,14 @@ def finish(
     accounted = quarantined + sum(dropped.values()) + sum(documents.values())
     if accounted != summary.records:
         raise RuntimeError(f"{summary.records} records came in, {accounted} are accounted for")
+    for path in out.glob(".building-*"):  # of a killed command
+        remove(path)
     found["files"] = {
         path.relative_to(out).as_posix(): sha256(path)
         for path in sorted(out.rglob("*"))
         if path.is_file() and (out / "work") not in path.parents and path.name not in (CARD, PAGE, LOCK)
     }
-    write_text(out / PAGE, page(out.name, found, curate.with_originals(plan, summary.samples)))
+    write_text(out / PAGE, page(shown(out.name), found, curate.with_originals(plan, summary.samples)))
     write_json(out / CARD, found)
     shutil.rmtree(out / "work", ignore_errors=True)
     say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from danlu.data.pack import Tokens
 from danlu.data.rows import Source
 from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked
-from danlu.stages.curate import CARD
+from danlu.stages.curate import ASKED, CARD, card_of
 from danlu.stages.prepare import KEPT
 from danlu.tasks.material import Item
 
@@ -57,15 +56,11 @@ class Curated:
         folder = Path(asked.experiment.data.data or "").expanduser()
         if asked.experiment.data.data is None or not folder.is_dir():
             return None
-        if (folder / "work" / "asked.json").is_file() and not (folder / CARD).is_file():
+        card = card_of(folder)
+        if card is None and (folder / "work" / ASKED).is_file():
             raise UserError(f"{folder}: this corpus is not finished", "give its `danlu prepare corpus` command again")
-        if not (folder / CARD).is_file():
+        if card is None:
             return None
-        try:
-            card = json.loads((folder / CARD).read_bytes())
-            files = dict(card["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / CARD}: not what danlu wrote: {error}", "prepare the corpus again") from None
         for key in SETTLED:
             if key in asked.settings and not asked.settings[key].origin.startswith(("default", "recipe", KEPT)):
                 raise UserError(
@@ -73,7 +68,7 @@ class Curated:
                 )
         if card["tokens"] is None:
             raise UserError(f"{folder}: it was prepared with tokenize=false", f"data={folder}/texts takes its texts")
-        for name, digest in files.items():
+        for name, digest in card["files"].items():
             path = folder / name
             if not path.is_file() or remembered_sha256(path) != digest:
                 raise UserError(

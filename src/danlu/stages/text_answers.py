@@ -15,6 +15,7 @@ from danlu.core.run import Run
 from danlu.data.chat import LISTS, PAIRS, conversation, recognise
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.options import DataOptions
+from danlu.data.rows import TEXTS
 from danlu.data.source import Source, cell, column, read
 from danlu.evaluation import metrics
 from danlu.evaluation.baselines import Baseline, baselines
@@ -27,7 +28,7 @@ from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
 from danlu.surgery import adapter
 from danlu.surgery.freeze import cast_frozen
 from danlu.tasks.language import Language
-from danlu.tasks.material import TEXTS, Conversations, Item, LabelledTexts, Material, Readable, cut_to
+from danlu.tasks.material import Conversations, Item, LabelledTexts, Material, Readable, cut_to
 from danlu.tasks.options import TaskOptions
 from danlu.training.hooks import measure
 

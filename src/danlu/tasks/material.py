@@ -13,12 +13,12 @@ from danlu.data.chat import conversation, recognise, teach_all
 from danlu.data.clean import normal_form
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.options import DataOptions
+from danlu.data.rows import TEXTS
 from danlu.data.source import Row, Source, cell, column
 from danlu.data.tokenizer import Tokenizer
 from danlu.tasks.options import TaskOptions
 
 
-TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message")
 LABELS = ("label", "labels", "category", "class", "target", "sentiment", "section", "intent")
 
 
