@@ -1,9 +1,12 @@
 """Runs of words as hashes: which texts count as alike, and by how much."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from danlu.data.shingles import jaccard, runs, shingles
+from danlu.data.clean import normal_form
+from danlu.data.shingles import BATCH, jaccard, places_of_words, runs, shingles
 
 
 def of(text: str, count: int = 3) -> np.ndarray:
@@ -35,6 +38,20 @@ def test_many_texts_at_once_are_each_text_alone():
     texts = ["the quick brown fox jumps", "", "炉中火正红，丹将成", "one", "the quick brown fox sleeps " * 50]
     together = list(shingles(texts, 3))
     assert all(np.array_equal(each, of(text)) for each, text in zip(together, texts, strict=True))
+
+
+@pytest.mark.parametrize("text", ["The quick brown fox jumps. ", "炉中火正红，丹将成。", "x" * 1000 + " y "])
+def test_a_long_text_is_hashed_a_piece_at_a_time_as_if_it_were_whole(text):
+    text = normal_form((text * (3 * BATCH // len(text) + 1))[: 2 * BATCH + 77])
+    places = places_of_words(text)
+    tracemalloc.start()
+    ((found, starts),) = runs([text], 3)
+    assert tracemalloc.get_traced_memory()[1] < 130 * BATCH
+    tracemalloc.stop()
+    assert starts.tolist() == [0, len(found)] and len(found) == len(places) - 2
+    cuts = [np.searchsorted([begin for begin, _ in places], BATCH), min(BATCH, len(found) - 3), len(found) - 3]
+    for at in [*range(0, len(found), len(found) // 50), *(cut + near for cut in cuts for near in range(-3, 3))]:
+        assert found[at] == of(text[places[at][0] : places[at + 2][1]])[0]
 
 
 def test_a_run_never_crosses_from_one_text_into_the_next():

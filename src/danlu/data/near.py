@@ -26,7 +26,7 @@ WORDS = 5
 """In a run: usual for near duplicates of documents (Penedo et al. 2024, FineWeb)."""
 PERMUTATIONS = 128
 THRESHOLD = 0.8
-PARTITION = 1 << 17
+PARTITION = 1 << 16
 """Documents whose hashes of one band are in memory at a time."""
 COMPARED = 1 << 12
 """Pairs whose signatures are in memory at a time."""

@@ -15,7 +15,8 @@ from danlu.data.formats import UNSPACED
 
 
 BATCH = 1 << 20
-"""Characters that are hashed at once: many short texts cost as little as one long one, and a few arrays of 8 MB are all it takes."""
+"""Characters, and runs of one text, that are hashed at once: many short texts cost as little as one long one, and a few arrays of 8 MB are
+all it takes beside the hashes themselves."""
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2**64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
@@ -58,11 +59,36 @@ def runs(texts: Sequence[str], count: int) -> Iterator[tuple[np.ndarray, np.ndar
 
 
 def _runs(texts: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
-    points = np.frombuffer("\n".join(texts).encode("utf-32-le", "surrogatepass"), "<u4")
-    first, behind = _words(points)
-    words = _mixed(_spans(points.astype(np.uint64) + np.uint64(1), first, behind))
-    borders = np.cumsum([0, *(len(text) + 1 for text in texts)])
-    starts = np.searchsorted(first, borders)
+    together, firsts, hashed = "\n".join(texts), [], []
+    for begin, end in _pieces(together):
+        points = np.frombuffer(together[begin:end].encode("utf-32-le", "surrogatepass"), "<u4")
+        first, behind = _words(points)
+        firsts.append(first + begin)
+        hashed.append(_mixed(_spans(points.astype(np.uint64) + np.uint64(1), first, behind)))
+    words = np.concatenate([np.empty(0, np.uint64), *hashed])
+    starts = np.searchsorted(
+        np.concatenate([np.empty(0, np.int64), *firsts]), np.cumsum([0, *(len(text) + 1 for text in texts)])
+    )
+    if len(texts) > 1 or len(words) < BATCH:
+        return _windows(words, starts, count)
+    parts = (words[at : at + BATCH + count - 1] for at in range(0, len(words) - count + 1, BATCH))
+    found = np.concatenate([_windows(part, np.array([0, len(part)]), count)[0] for part in parts])
+    return found, np.array([0, len(found)])
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Where a text is cut, BATCH characters or so apart, and no word is."""
+    begin, kinds = 0, _kinds()
+    while begin < len(text):
+        end = begin + BATCH
+        while end < len(text) and kinds[ord(text[end - 1])] == kinds[ord(text[end])] == 1:
+            end += 1
+        yield begin, end
+        begin = end
+
+
+def _windows(words: np.ndarray, starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of words, and where each text's begin, int64 [texts + 1] -> the same of runs."""
     lengths = np.diff(starts)
     each = np.where(lengths > count, lengths - count + 1, np.minimum(lengths, 1))  # runs of a text
     begun = np.concatenate([[0], np.cumsum(each)])
