@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import re
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
 from danlu.core.errors import UserError
-from danlu.data.formats import guess_encoding
+from danlu.data.formats import BATCH, arrow, guess_encoding
+from danlu.data.rows import Collected
 from danlu.data.source import Rejected, cell, column, read
 
 
@@ -383,6 +385,27 @@ def test_classes_that_hugging_face_datasets_writes_as_numbers_have_their_names(t
         UserError, match=rf"{name} record 2: class 2 in column 'label', which has the 2 classes bad, good"
     ):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_of_a_file_of_long_records_a_part_is_unpacked_at_a_time(tmp_path, name):
+    class Counted(Collected):
+        def add(self, number, where, place, record):
+            self.total += len(record()["text"])
+
+    table = pa.table({"text": [f"{row} " + "x" * 200_000 for row in range(300)], "row": list(range(300))})
+    with (tmp_path / name).open("wb") as out:
+        if name == "a.parquet":
+            parquet.write_table(table, out, row_group_size=250)
+        else:
+            with ipc.new_stream(out, table.schema) as writer:
+                writer.write_table(table)
+    found = Counted(name, "error", None)
+    tracemalloc.start()
+    arrow(tmp_path / name, None, found, "Parquet" if name == "a.parquet" else "Arrow")
+    assert tracemalloc.get_traced_memory()[1] < 2.2 * BATCH < found.total / 1.6
+    tracemalloc.stop()
+    assert found.total == sum(map(len, table["text"].to_pylist()))
 
 
 def test_max_rows_keeps_the_first_and_counts_all(tmp_path):

@@ -410,16 +410,28 @@ def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[
     return record
 
 
+BATCH = 1 << 24
+"""Bytes of Parquet or Arrow that are unpacked at a time, unless one record is longer."""
+
+
+def _fitting(size: int, rows: int) -> int:
+    """Of rows with so many bytes in all: how many are unpacked at a time."""
+    return max(1, min(4096, rows * BATCH // max(1, size)))
+
+
 def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> None:
     """Parquet, or an Arrow stream or file as Hugging Face datasets writes it, batch by batch; content: of a file that is packed or elsewhere."""
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
+    batches: Iterable[Any]
     try:
         with pa.memory_map(str(path)) if content is None else pa.BufferReader(content) as raw:
             if kind == "Parquet":
                 file = parquet.ParquetFile(raw)
-                schema, batches = file.schema_arrow, file.iter_batches(batch_size=4096)
+                schema, groups = file.schema_arrow, map(file.metadata.row_group, range(file.num_row_groups))
+                sizes = (_fitting(group.total_byte_size, group.num_rows) for group in groups)
+                batches = itertools.chain.from_iterable(file.iter_batches(each, [at]) for at, each in enumerate(sizes))
             elif raw.read(6) == b"ARROW1":
                 file = ipc.open_file(raw)
                 schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
@@ -430,8 +442,8 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 ):  # a reader takes a stream without its end for a short one
                     raise ValueError("the stream has no end, it is cut off")
                 raw.seek(0)
-                batches = ipc.open_stream(raw)
-                schema = batches.schema
+                batches = stream = ipc.open_stream(raw)
+                schema = stream.schema
             names = schema.names
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -448,7 +460,8 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 if found.full:
                     found.total += batch.num_rows
                     continue
-                for record in batch.to_pylist():
+                step = _fitting(batch.nbytes, batch.num_rows)
+                for record in (each for at in range(0, len(batch), step) for each in batch.slice(at, step).to_pylist()):
                     number += 1
                     found.add(number, where, f"{where}{number}", partial(_named, record, labels))
     except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError, AttributeError, TypeError) as error:
