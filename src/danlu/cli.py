@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,6 +113,14 @@ def prepare(call: Call) -> None:
     if name not in what:
         raise UserError(f"found prepare {name}".rstrip() + f", expected one of {', '.join(what)}", nearest(name, what))
     what[name](replace(call, words=call.words[1:]))
+
+
+def corpus_keys() -> str:
+    from danlu.data.options import CleaningOptions, CorpusOptions
+
+    every = (*fields(CleaningOptions), *fields(CorpusOptions))
+    rows = [{"key": one.name, "default": one.default, "about": one.metadata["about"]} for one in every]
+    return table(rows, ("key", "default", "about"))
 
 
 def prepare_corpus(call: Call) -> None:
@@ -518,7 +526,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = COMMANDS[name]
         if "--help" in rest or "-h" in rest:
             print(f"danlu {name} {command.usage}\n  {command.about}")
-            if "key=value" in command.usage:
+            if name == "prepare":
+                print(f"\nkeys of prepare corpus:\n{corpus_keys()}")
+            elif "key=value" in command.usage:
                 print("  `danlu show chat` lists every key, its default and what it means")
             return 0
         call = parse(rest)

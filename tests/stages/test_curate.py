@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import multiprocessing
+import os
 import random
+import signal
+import struct
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import parquet
 from tests.data.test_archives import STORY, conversion, response
 from tests.data.test_archives import write as archive
 from tests.stages.conftest import lines, rows_of
 
 from danlu.core.cache import sha256
 from danlu.core.config import Setting
-from danlu.data.curate import read_texts
+from danlu.core.errors import UserError
+from danlu.data.cluster import over_units
+from danlu.data.curate import Plan, Reading, read_alone, read_chunk, read_texts, units
+from danlu.data.options import CleaningOptions
+from danlu.data.steps import Cleaner
 from danlu.data.tokenizer import Tokenizer
-from danlu.stages.curate import corpus
+from danlu.data.workers import Workers
+from danlu.stages.curate import card_of, corpus
 
 
 WORDS = [
@@ -276,13 +289,16 @@ def test_another_command_for_a_folder_that_is_there_is_told(tmp_path, danlu):
         (("data=a.jsonl", "vocabulary=20"), "vocabulary=20: expected at least"),
         (("data=a.jsonl", "tokenizer=nowhere"), "tokenizer=nowhere"),
         (("data=a.jsonl", "validation_share=0.5", "test_share=0.5"), "too few to set some aside"),
+        ((f"data={'x' * 300}",), "cannot be read: File name too long"),
         ((), "no data="),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_clear_error(tmp_path, danlu, words, said):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_input_is_one_clear_error(tmp_path, danlu, words, said, workers):
     lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)])
-    result = danlu("prepare", "corpus", *words, "out=c", "workers=1")
-    assert (result.code, result.out.count("Traceback")) == (2, 0) and said in result.err, result.err
+    result = danlu("prepare", "corpus", *words, "out=c", f"workers={workers}")
+    assert result.code == 2 and said in result.err, result.err
+    assert not any(word in result.out + result.err for word in ("a fault in danlu", "Traceback", "was killed"))
 
 
 def test_test_sets_leave_no_trace(tmp_path):
@@ -325,13 +341,266 @@ def test_near_copies_go_and_the_first_stays(tmp_path):
     )
 
 
-def test_python_gives_rows(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_python_gives_rows(tmp_path, workers):
     import danlu
 
-    card = danlu.corpus(
-        [{"text": row["text"]} for row in rows_of("games.jsonl")[:100]], tmp_path / "c", workers=1, vocabulary=500
-    )
-    assert card["records"] == 100 and card["documents"]["test"] > 0
+    rows = [{"text": row["text"]} for row in rows_of("games.jsonl")[:100]]
+    card = danlu.corpus((row for row in [*rows, {"text": b"x"}, "no row"]), tmp_path / "c", workers=workers, vocabulary=500, bad_share=0.1)  # fmt: skip
+    assert (card["records"], card["quarantined"]) == (102, 2) and card["documents"]["test"] > 0
+    listed = [json.loads(line) for line in (tmp_path / "c/quarantine.jsonl").read_text("utf-8").splitlines()]
+    assert [each["place"] for each in listed] == ["row 101", "row 102"]
+    assert "expected text" in listed[0]["reason"] and "expected a dict" in listed[1]["reason"]
+
+
+class Stopped(Exception):
+    """What stands for a kill."""
+
+
+def stopped(out, at, characters=4000, unit=1 << 28, **settings):
+    """Begin a corpus, and stop where it says `at`."""
+    data = settings.pop("data")
+    given = {key: Setting(value, "test") for key, value in {"workers": 1, "vocabulary": 400, **settings}.items()}
+    rows, given = (data, given) if isinstance(data, list) else (None, given | {"data": Setting(str(data), "test")})
+
+    def say(line):
+        if line.startswith(at):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        corpus(given, out, rows, say, characters=characters, unit=unit)
+
+
+def test_other_rows_from_python_are_another_corpus(tmp_path):
+    one, two = ([{"text": text} for text in documents(60, seed)] for seed in (1, 2))
+    made(tmp_path / "whole" / "c", data=two)
+    for at in ("reading", "looking", "joining"):
+        stopped(tmp_path / at / "c", at, data=one)
+        made(tmp_path / at / "c", data=two)
+        assert digests(tmp_path / at / "c") == digests(tmp_path / "whole" / "c")
+    with pytest.raises(UserError, match="Python as it was then"):
+        made(tmp_path / "whole" / "c", data=one)
+    assert "finished already" in made(tmp_path / "whole" / "c", data=two)[1][-1]
+
+
+def test_what_lies_in_a_folder_of_someone_else_stays(tmp_path, danlu):
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)])
+    words = ("prepare", "corpus", "data=a.jsonl", "workers=1", "tokenize=false")
+    theirs = [tmp_path / "proj/work/thesis.txt", tmp_path / "proj/texts/mine.txt", tmp_path / "other/corpus.json"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"format": "theirs"}')
+    for out in ("proj", "other"):
+        result = danlu(*words, f"out={out}")
+        assert result.code == 2 and "holds something else than a corpus" in result.err
+    assert all(path.read_text() == '{"format": "theirs"}' for path in theirs)
+    assert card_of(tmp_path / "other") is None
+    (tmp_path / "begun" / "work").mkdir(parents=True)
+    (tmp_path / "begun" / ".lock").touch()
+    assert danlu(*words, "out=begun").code == 0
+    assert "cannot be written: File name too long" in danlu(*words, f"out={'x' * 300}").err
+    card = json.loads(Path("begun/corpus.json").read_bytes())
+    Path("begun/corpus.json").write_text(json.dumps(card | {"format": 2}))
+    assert "found format 2" in danlu("pretrain", "gpt", "data=begun").err
+
+
+def test_a_corpus_does_not_lie_in_what_it_is_made_of(tmp_path, danlu):
+    (tmp_path / "raw").mkdir()
+    lines(tmp_path / "raw" / "a.jsonl", [{"text": text} for text in documents(30)])
+    for words in (("data=raw", "out=raw/c"), ("data=raw", "out=raw")):
+        result = danlu("prepare", "corpus", *words, "workers=1")
+        assert result.code == 2, result.out
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.jsonl"]
+
+
+def test_what_settings_name_counts_in_what_was_asked(tmp_path, danlu):
+    """A test set or a tokenizer whose content is another one is another setting."""
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)])
+    lines(tmp_path / "test.jsonl", [{"text": "one two three"}])
+    stopped(tmp_path / "c", "looking", data=tmp_path / "a.jsonl", against=str(tmp_path / "test.jsonl"))
+    lines(tmp_path / "test.jsonl", [{"text": documents(30)[7]}])
+    with pytest.raises(UserError, match="was begun with against="):
+        made(tmp_path / "c", data=tmp_path / "a.jsonl", against=str(tmp_path / "test.jsonl"))
+
+
+def remote(name, rows):
+    with fsspec.filesystem("memory").open(f"/{name}", "wb") as file:
+        file.write(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in rows))
+
+
+def test_what_lies_elsewhere_is_read_again_when_it_changes(tmp_path):
+    for name in ("one", "two"):
+        remote(f"changes/{name}.jsonl", documents(40, name))
+    data = "memory://changes/*.jsonl"
+    assert [len(unit.files) for unit in units(data, 10)[0]] == [1, 1], "their size is known"
+    stopped(tmp_path / "c", "looking", data=data)
+    remote("changes/two.jsonl", documents(40, "three"))
+    made(tmp_path / "c", data=data)
+    made(tmp_path / "whole" / "c", data=data)
+    assert digests(tmp_path / "c") == digests(tmp_path / "whole" / "c")
+    remote("changes/two.jsonl", documents(40, "four"))
+    with pytest.raises(UserError, match=r"memory:///changes/two\.jsonl as it was then"):
+        made(tmp_path / "c", data=data)
+
+
+class Elsewhere(MemoryFileSystem):
+    """Addresses with a user and a query; from the file `broken` nothing can be read to its end."""
+
+    protocol = "elsewhere"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.split("://")[-1].split("@")[-1].split("?")[0])
+
+    def _open(self, path, *args, **kwargs):
+        file = super()._open(path, *args, **kwargs)
+        return BreaksOff(file) if "broken" in path else file
+
+
+class BreaksOff(io.RawIOBase):
+    def __init__(self, file):
+        self.file = file
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        raise RuntimeError("the network is gone from https://user:SECRET@server/a?sig=SECRET")
+
+
+def test_addresses_keep_their_secrets_and_a_network_that_fails_is_no_fault_of_a_file(tmp_path):
+    fsspec.register_implementation("elsewhere", Elsewhere, clobber=True)
+    for name in ("one", "broken"):
+        remote(f"bucket/{name}.jsonl", documents(40))
+    card, _ = made(tmp_path / "c", data="elsewhere://user:SECRET@bucket/one.jsonl?sig=SECRET", tokenize=False)
+    assert card["sources"][0]["name"] == "one.jsonl" and "elsewhere://bucket/one.jsonl" in str(card["asked"])
+    with pytest.raises(UserError, match=r"elsewhere://bucket/broken.jsonl: cannot be read: RuntimeError") as raised:
+        made(tmp_path / "d", data="elsewhere://user:SECRET@bucket/broken.jsonl?sig=SECRET,elsewhere://bucket/one.jsonl")
+    assert "SECRET" not in str(raised.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()]
+
+
+def test_broken_files_cost_what_they_hold_and_can_be_mended(tmp_path):
+    """A file that breaks off is one record that cannot be read; mended it is read again, and the others are not."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in "abc":
+        lines(raw / f"{name}.jsonl", [{"text": text} for text in documents(30, name)])
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(struct.pack("<2i", 0, 2)), pa.py_buffer(b"\xff\xfe")])})  # fmt: skip
+    parquet.write_table(table, raw / "d.parquet")
+    good = gzip.compress(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents(30, "e")))
+    (raw / "e.jsonl.gz").write_bytes(good[: len(good) // 2])
+    (raw / "f.jsonl").touch()
+    rest = {"data": raw, "tokenize": False, "unit": 1}
+    with pytest.raises(UserError, match="3 of 93 records cannot be read"):
+        made(tmp_path / "c", **rest)
+    listed = [json.loads(line) for line in (tmp_path / "c/quarantine.jsonl").read_text("utf-8").splitlines()]
+    assert [each["place"] for each in listed] == [f"{name}, the rest" for name in ("d.parquet", "e.jsonl.gz", "f.jsonl")]  # fmt: skip
+    assert "broken gzip" in listed[1]["reason"] and "empty" in listed[2]["reason"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c/work/read").glob("*/summary.json")}
+    made(tmp_path / "c", bad_share=0.1, **rest)
+    with pytest.raises(UserError, match="3 of 93"):
+        made(tmp_path / "m", **rest)
+    (raw / "d.parquet").unlink()
+    (raw / "e.jsonl.gz").write_bytes(good)
+    stopped(tmp_path / "m", "looking", bad_share=0.1, **rest)
+    kept = [path for path in (tmp_path / "m/work/read").glob("*/summary.json") if tmp_path / "c" / path.relative_to(tmp_path / "m") in before]  # fmt: skip
+    assert len(kept) >= 4
+    card, _ = made(tmp_path / "m", bad_share=0.1, **rest)
+    assert (card["records"], card["quarantined"]) == (121, 1)
+    made(tmp_path / "whole" / "m", bad_share=0.1, **rest)
+    assert digests(tmp_path / "m") == digests(tmp_path / "whole" / "m")
+
+
+def test_what_was_read_to_its_end_is_not_read_again(tmp_path):
+    data = lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(60)])
+    made(tmp_path / "whole" / "c", data=data)
+    stopped(tmp_path / "killed" / "c", "looking", data=data)
+    state = data.stat()
+    data.write_bytes(bytes(state.st_size))
+    os.utime(data, ns=(state.st_atime_ns, state.st_mtime_ns))
+    made(tmp_path / "killed" / "c", data=data)
+    assert digests(tmp_path / "killed" / "c") == digests(tmp_path / "whole" / "c")
+
+
+def _die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told_so():
+    """Whether what finds out is the wait for its result, or the next piece of work."""
+    with Workers(2, None) as pool:
+        pool.give(_die, (), print)
+        assert pool.waiting[0][0].exception(timeout=60)
+        with pytest.raises(UserError, match="a worker process was killed"):
+            pool.give(_die, (), print)
+        with pytest.raises(UserError, match="a worker process was killed"):
+            pool.finish()
+
+
+def _fails(text):
+    raise OverflowError(f"{text} of nobody@example.com is too much")
+
+
+def test_what_a_library_raises_on_one_text_is_its_reason(tmp_path):
+    rows = [(0, "a:1", lambda: {"text": "one"}), (0, "a:2", lambda: {"text": "two\ud800"})]
+    found = read_chunk(Reading(_fails, None, None), tmp_path / "0", rows)
+    assert (found.records, found.quarantined) == (2, 2)
+    assert found.bad[0] == ["a:1", "OverflowError: one of <email> is too much"]
+
+
+def test_no_page_shows_personal_data(tmp_path):
+    """Neither what fell before the step that replaces it, nor what could not be read."""
+    notes = [f"{CHINESE}写信给 someone@example.org 或 other@example.org。第{number}篇" for number in range(3)]
+    rows = [*(json.dumps({"text": text}) for text in [*documents(40), *notes]), '{"text": 3, "broken" nobody@example.net}']  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    card, _ = made(tmp_path / "c", data=tmp_path / "a.jsonl", language="en", bad_share=0.5)
+    assert card["dropped"]["language: not en"] >= 3 and card["quarantined"] == 1
+    page, listed = (tmp_path / "c" / name for name in ("corpus.html", "quarantine.jsonl"))
+    assert "&lt;email&gt;" in page.read_text("utf-8") and "<email>" in listed.read_text("utf-8")
+    assert not any("@example" in path.read_text("utf-8") for path in (page, listed))
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    lines(folder / os.fsdecode(b"na\xefve.jsonl"), [{"text": text} for text in documents(30)])
+    (folder / os.fsdecode(b"\xff.png")).touch()
+    pq = pa.table({"text": documents(10, 1)})
+    with (folder / os.fsdecode(b"z\xef.parquet")).open("wb") as file:
+        parquet.write_table(pq, file)
+    card, _ = made(tmp_path / "c", data=folder, tokenize=False)
+    assert [each["name"] for each in card["sources"]] == ["na\\udcefve.jsonl", "z\\udcef.parquet"]
+    assert card["records"] == 40 == sum(card["documents"].values()) and "\\udcff.png" in card["not_read"]
+    with pytest.raises(UserError, match="no name in UTF-8"):
+        made(folder.with_name(os.fsdecode(b"out\xe9")), data=folder, tokenize=False)
+
+
+def test_a_corpus_of_equal_texts_leaves_something_to_learn_from_or_says_so(tmp_path):
+    rows = [{"text": documents(1)[0]}] * 30
+    with pytest.raises(UserError, match="none is left to learn from"):
+        made(tmp_path / "c", data=rows, duplicates="keep")
+    card, _ = made(tmp_path / "d", data=rows, duplicates="keep", validation_share=0, test_share=0, tokenize=False)
+    assert card["documents"]["train"] == 30
+
+
+def test_files_add_up_and_what_a_killed_command_left_is_no_file(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    lines(raw / "a.jsonl", [{"text": text} for text in documents(30)])
+    pages = [response(f"http://a.org/{n}", b"<html><body></body></html>") for n in range(4)]
+    archive(raw / "b.warc.gz", [*pages, response("http://a.org", f"<html><body><main><p>{STORY * 3}</p></main></body></html>".encode())])  # fmt: skip
+    stopped(tmp_path / "c", "joining", data=raw, quality="")
+    (tmp_path / "c" / ".building-corpus.html-77").touch()
+    card, _ = made(tmp_path / "c", data=raw, quality="")
+    assert [each["records"] for each in card["sources"]] == [30, 1] and card["records"] == 31
+    assert card["left_out"] == {"documents without text": 4}
+    assert not [name for name in card["files"] if name.startswith(".")] and not list((tmp_path / "c").glob(".b*"))
+
+
+def test_the_keys_of_a_corpus_are_listed(danlu):
+    result = danlu("prepare", "--help")
+    assert result.code == 0 and all(key in result.out for key in ("bad_share", "engine_options", "against", "near"))
 
 
 def test_datatrove_does_the_same_work(tmp_path):
@@ -342,8 +611,9 @@ def test_datatrove_does_the_same_work(tmp_path):
     ]
     data = ",".join(map(str, files))
     made(tmp_path / "here" / "c", 1 << 22, 1, data=data)
-    _, said = made(
+    stopped(
         tmp_path / "there" / "c",
+        "reading",
         1 << 22,
         1,
         data=data,
@@ -351,6 +621,30 @@ def test_datatrove_does_the_same_work(tmp_path):
         engine_options={"workers": "2"},
         workers=None,
     )
+    assert len(list((tmp_path / "there/c/work/read").glob("*.json"))) == 2, "the units are read before this process is"
+    _, said = made(tmp_path / "there" / "c", 1 << 22, 1, data=data, engine="datatrove", workers=None)
     assert "read: 2 units by datatrove" in said and digests(tmp_path / "here" / "c") == digests(
         tmp_path / "there" / "c"
     )
+
+
+def test_two_tasks_for_the_same_unit_do_not_meet(tmp_path):
+    """As when a machine that was given up for lost comes back."""
+    data = lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(400)])
+    plan = Plan(tmp_path, units(data)[0], Reading(Cleaner(CleaningOptions(quality=())), None, 0.8), True, 1000)
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=read_alone, args=(plan, 0)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert [each.exitcode for each in both] == [0, 0]
+
+
+def test_slurm_that_lost_its_tasks_is_not_waited_for(tmp_path, monkeypatch):
+    for name, script in (("sbatch", "echo Submitted batch job 7"), ("squeue", "echo slurm: Invalid job id specified >&2; exit 1")):  # fmt: skip
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UserError, match="2 of 2 tasks failed"):
+        over_units(print, 2, "slurm", {"time": "1:00:00", "partition": "cpu"}, tmp_path / "logs", pause=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ def over_units(
     logs: Path,
     workers: int | None = None,
     say: Callable[[str], None] = print,
+    pause: float = 10,
 ) -> None:
     """Call `work` with each number below `units`, in processes that see the same file system; comes back when all are done.
 
     options: further arguments of the executor, as text; whole numbers become numbers. Tasks that were done before are not done again.
+    pause: seconds between two looks at Slurm's queue.
 
     Raises:
         UserError: the engine is not installed, or does not know an option; a task failed.
@@ -68,12 +71,19 @@ def over_units(
         raise UserError(
             f"engine={engine}: {error}", f"{logs} has what its tasks said; the same command goes on"
         ) from None
-    done = logs / "completions"
+    done, gone = logs / "completions", engine != "slurm"
     while (missing := units - len(list(done.iterdir()) if done.is_dir() else [])) > 0:
-        if engine != "slurm":
+        if gone:
             raise UserError(
                 f"engine={engine}: {missing} of {units} tasks failed",
                 f"{logs} has what they said; the same command goes on",
             )
         say(f"  {units - missing:,} of {units:,} tasks are done")
-        time.sleep(10)
+        gone = not _queued(made.job_id)
+        time.sleep(pause)
+
+
+def _queued(job: str) -> bool:
+    """Whether Slurm still has the job; a controller that does not answer may."""
+    found = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip()) if not found.returncode else "Invalid job id" not in found.stderr

@@ -422,7 +422,10 @@ def _read_file(path: Path | Address, found: Collected, whole: bool = False) -> t
         head = stream.peek(1 << 16)[: 1 << 16]
         kind = _format(path, head)
         if kind in ("Parquet", "Arrow"):
-            formats.arrow(path, None if isinstance(path, Path) and not packing else stream.read(), found, kind)
+            mapped = (
+                isinstance(path, Path) and not packing and shown(path) == str(path)
+            )  # pyarrow takes paths in UTF-8 only
+            formats.arrow(path, None if mapped else stream.read(), found, kind)
             return raw.finish(), kind
         if kind == "WARC":
             archives.warc(stream, found)

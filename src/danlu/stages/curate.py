@@ -76,6 +76,8 @@ def corpus(
     if data is None and given.corpus.data is None:
         raise UserError("no data=", "say what to read: data=FOLDER")
     work = out.absolute() / "work"
+    if shown(work) != str(work):  # neither pyarrow nor tokenizers writes to such a path
+        raise UserError(f"out={out} has no name in UTF-8", "name another folder")
     try:
         if out.exists() and not ours(out):
             raise UserError(f"out={out} holds something else than a corpus", "name a new folder")
@@ -476,7 +478,7 @@ def finish(
         for path in sorted(out.rglob("*"))
         if path.is_file() and (out / "work") not in path.parents and path.name not in (CARD, PAGE, LOCK)
     }
-    write_text(out / PAGE, page(shown(out.name), found, curate.with_originals(plan, summary.samples)))
+    write_text(out / PAGE, page(out.name, found, curate.with_originals(plan, summary.samples)))
     write_json(out / CARD, found)
     shutil.rmtree(out / "work", ignore_errors=True)
     say(
