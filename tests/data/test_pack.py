@@ -48,6 +48,8 @@ def test_no_documents_make_no_rows(aligned):
 def test_pieces_for_masks_stand_between_their_marks():
     rows = pack.whole(Tokens.of(DOCUMENTS, NUMBERS), 12, [101], [102])
     assert max(rows.lengths) <= 12
+    first = rows.piece_lengths[rows.starts[1:-1]]  # what begins a row did not fit into the one before
+    assert (rows.lengths[:-1] + first > 12).all() and rows.lengths.sum() == rows.size == 90 + 2 * len(rows.owners)
     batch = rows.batch(range(len(rows)))
     for ids, targets in zip(batch.ids.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
         assert (ids[0], ids[-1]) == (101, 102) and (targets[0], targets[-1]) == (IGNORED, IGNORED)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
 
@@ -66,13 +67,13 @@ class Packed:
         """Tokens that are to be predicted: of a document all but the first, or all but those around a piece."""
         return len(self.ids) - (int((np.diff(self.owners) != 0).sum()) + 1 if self.causal and len(self.ids) else 0)
 
-    @property
+    @cached_property
     def piece_lengths(self) -> np.ndarray:
         """Tokens of each piece with those around it."""
         lengths: np.ndarray = np.diff(self.pieces) + sum(map(len, self.around))
         return lengths
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
         filled = np.concatenate([[0], np.cumsum(self.piece_lengths)])
@@ -143,11 +144,14 @@ def whole(documents: Tokens, context: int, before: Sequence[int], behind: Sequen
     within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
     pieces = np.append(np.repeat(begins[:-1], each) + room * within, begins[-1]).astype(np.int64)
     owners = np.repeat(documents.numbers, each)
-    starts, filled = [], context + 1
-    for place, size in enumerate((np.diff(pieces) + context - room).tolist()):
-        if filled + size > context:
-            starts.append(place)
-            filled = 0
-        filled += size
+    ends = np.concatenate([[0], np.cumsum(np.diff(pieces) + context - room)])  # with what stands around each
+
+    def starts() -> Iterator[int]:
+        place = 0
+        while place < len(owners):
+            yield place
+            place = int(np.searchsorted(ends, ends[place] + context, side="right")) - 1
+        yield place
+
     around = tuple(before), tuple(behind)
-    return Packed(documents.ids, pieces, owners, np.array([*starts, len(owners)], np.int64), around, causal=False)
+    return Packed(documents.ids, pieces, owners, np.fromiter(starts(), np.int64), around, causal=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -21,7 +22,7 @@ from danlu.core import checkpoint, device
 from danlu.core.cache import sha256, whole
 from danlu.core.config import Setting
 from danlu.core.errors import Interrupted, UserError
-from danlu.core.run import Run, create, fresh_name, is_run, write_text
+from danlu.core.run import Run, create, fresh_name, is_run
 from danlu.core.track import Tracker, read_lines
 from danlu.evaluation.overfitting import overfitting
 from danlu.experiment import Asked
@@ -102,8 +103,9 @@ def begin(run: Run, prepared: Prepared, data: Any) -> None:
     modality(prepared.task).keep(prepared, folder, data is not None)
     if data is not None:
         run.update(kept_rows_sha256=sha256(kept_rows(run)))
-    learned = sorted({fingerprint(item.key) for item in prepared.items["train"]})
-    write_text(folder / LEARNED, "\n".join(learned) + "\n")
+    learned = np.fromiter((int(fingerprint(item.key), 16) for item in prepared.items["train"]), np.uint64)
+    with whole(folder / LEARNED) as building, building.open("w") as file:
+        file.writelines(f"{each:016x}\n" for each in np.unique(learned))
     run.write("data.json", prepared.findings)
     write_settings(run, prepared)
 
