@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from danlu.core.errors import UserError
@@ -138,7 +138,7 @@ def test_other_languages_are_dropped_only_when_asked():
     german = "Das Wetter ist heute besser als gestern, aber morgen soll es regnen."
     assert one(german, "language").dropped is None
     assert one(german, "language", language=("zh", "en")).dropped == ("language", "not zh or en", "de")
-    assert one("12345", "language", language=("zh",)).dropped == ("language", "not zh", "unknown")
+    assert one("12345", "language", language=("zh",)).dropped == ("language", "it cannot be told", "unknown")
     assert one(NOVEL, "language", language=("zh", "en")).dropped is None
 
 
@@ -307,21 +307,30 @@ def test_without_being_told_only_web_pages_are_held_to_rules_of_web_pages():
 # -------------------------------------------------------------------------------------------------------- contamination
 
 
-def test_a_text_that_shares_13_words_with_a_test_set_is_dropped():
+def test_a_text_that_holds_a_row_of_a_test_set_is_dropped():
     question = "What does the old woman want to buy when she comes into the shop early on Monday morning?"
     clean = Cleaner(
         CleaningOptions(cleaning=("against",)),
-        Against([question, "short row", "屋檐下站满躲雨的人谁也不急着走有人谈收成"]),
+        Against([question, "short row", "屋檐下站满躲雨的人谁也不急着走有人谈收成"], places=["a:1", "a:2", "a:3"]),
     )
     words = question.split()
     assert clean("He asked: " + " ".join(words[2:15]).upper() + "!").dropped == (
         "against",
-        "shares a run of words with a test set",
-        "1 of its 3 runs of 13 words",
+        "holds a row of a test set",
+        "1 of the 6 runs of 13 words of a:1",
     )
     assert clean("He asked: " + " ".join(words[2:14]) + "!").dropped is None
     assert (clean(NOVEL).dropped or ("",))[0] == "against"
     assert clean(STORY).dropped is None
+
+
+def test_what_all_rows_begin_with_is_no_leak():
+    head = "Received from mail one by mail two with smtp id one two three for the list on Monday morning. "
+    bodies = [" ".join(f"w{row}x{word}" for word in range(60)) for row in range(3)]
+    rule = Against([head + body for body in bodies[:2]], share=0.2)
+    assert rule.shared(head + bodies[2]) == ""
+    assert rule.shared(head + bodies[2] + " " + bodies[1][:200]).endswith("runs of 13 words of row 2")
+    assert Against([head + bodies[0]]).shared(head + bodies[2]) != ""
 
 
 def test_of_shorter_rows_of_a_test_set_the_whole_is_looked_for():
@@ -374,6 +383,7 @@ def test_a_wrong_setting_is_told(settings: dict, words: str):
         Cleaner(replace(ALL, **settings))
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet='<>&;/div p="@.+0123456789 -:#\n\t\u3000的好。aé\u0301\ud800\u200b\x1b['))
 @example("\ud800" * 300)
 @example("1" * 5000 + "@")

@@ -165,25 +165,37 @@ def test_nothing_that_comes_out_depends_on_the_workers(tmp_path):
     assert len(one) > 6 and one == digests(tmp_path / "2" / "c") == digests(tmp_path / "3" / "c")
 
 
-def _make(data, out):
-    made(out, data=data, workers=2)
+def _make(data, out, at=None):
+    """at: the line of what is said at which it kills itself."""
+
+    def say(line):
+        if at and line.startswith(at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    given = {"workers": 2, "vocabulary": 400, "data": str(data)}
+    corpus({key: Setting(value, "test") for key, value in given.items()}, out, None, say, characters=4000)
 
 
 def test_killed_anywhere_it_comes_out_the_same(tmp_path):
-    """Four kills with SIGKILL at moments drawn from the whole time it takes; workers die with the process above them."""
+    """SIGKILL while chunks are read, and before each later pass; workers die with the process above them."""
     data = lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(600) + documents(40)])
-    began = time.monotonic()
     _make(data, tmp_path / "whole" / "c")
-    took, dice, killed = time.monotonic() - began, random.Random(1), 0
-    for _ in range(4):
-        process = multiprocessing.get_context("spawn").Process(target=_make, args=(data, tmp_path / "killed" / "c"))
+    out, context = tmp_path / "killed" / "c", multiprocessing.get_context("spawn")
+    process = context.Process(target=_make, args=(data, out))
+    process.start()
+    while len(list(out.glob("work/read/*/summary.json"))) < 3:
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert not list(out.glob("work/read/*.json")), "the unit is not read to its end"
+    for at in ("looking", "learning", "joining"):
+        process = context.Process(target=_make, args=(data, out, at))
         process.start()
-        process.join(timeout=dice.uniform(0.3, 0.9) * took)
-        killed += process.is_alive()
-        process.kill()
         process.join()
-    _make(data, tmp_path / "killed" / "c")
-    assert killed and digests(tmp_path / "whole" / "c") == digests(tmp_path / "killed" / "c")
+        assert process.exitcode == -signal.SIGKILL and len(list(out.glob("work/read/*.json"))) == 1
+    _make(data, out)
+    assert digests(tmp_path / "whole" / "c") == digests(tmp_path / "killed" / "c")
     texts = [text for rows in texts_in(tmp_path / "killed" / "c").values() for text in rows]
     assert sorted(texts) == sorted(documents(600)), "no row is lost or doubled"
 
@@ -309,7 +321,7 @@ def test_test_sets_leave_no_trace(tmp_path):
     card, _ = made(
         tmp_path / "c", data=[{"text": text} for text in notes], against=str(tmp_path / "test.jsonl"), tokenize=False
     )
-    assert card["dropped"] == {"against: shares a run of words with a test set": 1}
+    assert card["dropped"] == {"against: holds a row of a test set": 1}
     assert "Note 7." in (tmp_path / "c/corpus.html").read_text("utf-8")
     assert all(notes[7] not in rows for rows in texts_in(tmp_path / "c").values())
 

@@ -110,7 +110,10 @@ class CleaningOptions:
     quality: tuple[str, ...] | None = option(
         None, "sets of rules: gopher, repetition, c4, fineweb; those that fit the texts when not given"
     )
-    against: str | None = option(None, "test sets: a document that shares 13 words in a row with one is dropped")
+    against: str | None = option(None, "test sets: a document that holds a row of one is dropped")
+    against_share: float = option(
+        0.2, "share of a test row's runs of 13 words from which on a document holds it; 0: a single run", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -219,7 +219,9 @@ def against(options: CleaningOptions) -> tuple[steps.Against | None, str | None]
                 yield from strings(each)
 
     source = read(options.against)
-    return steps.Against(text for row in source.rows for text in strings(row.values)), source.sha256
+    texts = [(row.place, text) for row in source.rows for text in strings(row.values)]
+    places = [place for place, _ in texts]
+    return steps.Against((text for _, text in texts), options.against_share, places), source.sha256
 
 
 # --------------------------------------------------------------------------------------------------------------- passes
@@ -403,7 +405,8 @@ def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Coun
         found.update(chunk)
         progress(found["bytes_before"], found["bytes_before"], f"{found['tokens']:,} tokens")
 
-    with Workers(workers, given, curate.packing) as pool:
+    needed = replace(given, plan=replace(given.plan, units=()))
+    with Workers(workers, needed, curate.packing) as pool:
         curate.pack(given, pool, done)
         pool.finish()
     return found
