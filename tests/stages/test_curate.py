@@ -426,7 +426,7 @@ def test_a_corpus_does_not_lie_in_what_it_is_made_of(tmp_path, danlu):
 
 
 def test_what_settings_name_counts_in_what_was_asked(tmp_path, danlu):
-    """A test set or a tokenizer whose content is another one is another setting."""
+    """A test set whose content is another one is another setting."""
     lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)])
     lines(tmp_path / "test.jsonl", [{"text": "one two three"}])
     stopped(tmp_path / "c", "looking", data=tmp_path / "a.jsonl", against=str(tmp_path / "test.jsonl"))

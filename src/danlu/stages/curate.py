@@ -238,7 +238,8 @@ class Progress:
     def __call__(self, done: float, size: float, more: str) -> None:
         """done: of the total. size: bytes of text behind it."""
         now = time.monotonic()
-        self.first = self.first or (done, size)
+        if self.first is None:  # what was there before took no time
+            self.began, self.last, self.first = now, now, (done, size)
         if now - self.last < EVERY:
             return
         self.last = now
