@@ -550,6 +550,13 @@ def test_addresses_of_fsspec_are_read_where_they_lie(tmp_path):
             read(address)
 
 
+def test_what_a_stray_quote_swallows_is_said(tmp_path):
+    file = write(tmp_path, "a.csv", 'text,label\nfine,1\n"open,2\ngood one,3\ngood two,4\nend" x,5\nlast,6\n')
+    found = read(file, bad_rows="skip")
+    assert [row.values["text"] for row in found.rows] == ["fine", "last"]
+    assert found.rejected[0].place == "a.csv:3" and "lines 3 to 6 were taken for one record" in found.rejected[0].reason
+
+
 def test_what_a_text_file_holds_is_known_only_at_its_end(tmp_path):
     lines = [f"line {number}" for number in range(20_000)]
     file = tmp_path / "long.txt"

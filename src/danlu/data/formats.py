@@ -347,6 +347,9 @@ def table(lines: Iterator[tuple[int, str | RowError]], kind: str, found: Collect
             if fields == []:
                 continue
             number += 1
+            if broken and records.line_num > start:
+                swallowed = f"; lines {start} to {records.line_num} were taken for one record"
+                broken = RowError(broken.reason + swallowed, broken.fix)
             bad = next((troubles[line] for line in range(start, records.line_num + 1) if line in troubles), broken)
             found.add(number, where, f"{found.file}:{start}", partial(_record, names, fields, bad, delimiter))
 

@@ -183,6 +183,8 @@ def sources_at(data: str | os.PathLike[str], mixed: bool = False) -> tuple[Path 
         if "://" in str(data):
             return None, _named_there(str(data)), ""
         place = Path(data).expanduser()
+        if (place / "corpus.json").is_file() and (place / "corpus.html").is_file() and (place / "texts").is_dir():
+            place = place / "texts"  # of a folder that `danlu prepare corpus` made
         if place.is_dir():
             files, note = _folder(place, mixed)
             return place, list(files), note
