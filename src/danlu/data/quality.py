@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 from danlu.data.formats import UNSPACED
@@ -43,10 +44,13 @@ class Page:
     def __init__(self, text: str, language: str = "") -> None:
         self.text, self.language = text, language
         self.lines = [line for line in text.split("\n") if line.strip()]
-        self.longest = sys.maxsize  # words of the longest run that may stand there twice
+        self.longest = sys.maxsize  # tokens of the longest run that may stand there twice
         # A character there carries what three letters do.
         self.spaceless = not text.isascii() and 4 * len(UNSPACED.findall(text[:2000])) > len(text[:2000])
-        self.tokens = (_PLAIN if text.isascii() else _TOKEN).findall(text)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        return (_PLAIN if self.text.isascii() else _TOKEN).findall(self.text)
 
     @cached_property
     def words(self) -> list[str]:
@@ -55,11 +59,13 @@ class Page:
     @cached_property
     def long(self) -> bool:
         least = self.characters(FEWEST)
+        if len(self.text) < least or len(self.tokens) < least:
+            return False
         return sum(map(str.isalnum, self.tokens)) >= least or len(self.words) >= least
 
     def runs(self, length: int) -> Iterator[tuple[str, ...]]:
-        """All runs of so many words."""
-        return zip(*(self.tokens[first:] for first in range(length)), strict=False)
+        """All runs of so many tokens."""
+        return zip(*(islice(self.tokens, first, None) for first in range(length)), strict=False)
 
     @cached_property
     def heaviest(self) -> int:
@@ -77,11 +83,11 @@ class Page:
         parts = _PARAGRAPH.split(self.text.strip()) if "\n\n" in self.text else [self.text]
         return len(parts), *_again(parts)
 
-    @cached_property
-    def repeats(self) -> bool:
-        """Whether a run of four words stands there twice: without that no longer one does."""
-        four = self.characters(4)
-        return len(set(self.runs(four))) <= len(self.tokens) - four
+    def repeats(self, length: int) -> bool:
+        """Whether a run of so many tokens stands there twice: without that no longer one does."""
+        if length < self.longest and len(set(self.runs(length))) == len(self.tokens) - length + 1:
+            self.longest = length
+        return length < self.longest
 
     def characters(self, words: int) -> int:
         """So many words in tokens of this text."""
@@ -114,10 +120,10 @@ def _top(page: Page, length: int, most: float) -> float | None:
     """
     if not page.long:
         return None
-    whole, length, four = len(page.text), page.characters(length), page.characters(4)
+    whole, four, length = len(page.text), page.characters(4), page.characters(length)
     if (bound := length * page.heaviest / whole) <= most:
         return bound
-    if length == four and not page.repeats:
+    if length == four and not page.repeats(length):
         return 0.0
     counts = Counter(page.runs(length))
     run = max(counts, key=counts.__getitem__)
@@ -129,20 +135,17 @@ def _twice(page: Page, length: int) -> float | None:
     """Share of the characters in runs of words that stood there before."""
     if not page.long:
         return None
-    tokens, length = page.tokens, page.characters(length)
-    if not page.repeats or length > page.longest:
+    length = page.characters(length)
+    if not page.repeats(length):
         return 0.0
     seen: set[tuple[str, ...]] = set()
-    at = characters = 0
-    while at <= len(tokens) - length:
-        run = tuple(tokens[at : at + length])
+    behind = characters = 0
+    for at, run in enumerate(page.runs(length)):
+        if at < behind:
+            continue
         if run in seen:
-            characters, at = characters + sum(map(len, run)), at + length
-        else:
-            seen.add(run)
-            at += 1
-    if not characters:
-        page.longest = length
+            characters, behind = characters + sum(map(len, run)), at + length
+        seen.add(run)
     return _of(characters, len(page.text))
 
 
@@ -172,12 +175,9 @@ class Rule:
     source: str
     share: bool = True
 
-    def broken(self, page: Page, least: float, most: float) -> tuple[str, str] | None:
-        """Rule and what was found, if the text breaks it. A rule has one name, whatever its bound for this text."""
-        value, bounds = self.value(page), self.spaced or self.spaceless
-        if value is None or bounds is None or least <= value <= most:
-            return None
-        low = value < least
+    def broken(self, value: float, least: float, most: float) -> tuple[str, str]:
+        """Rule and what was found in a text that breaks it. A rule has one name, whatever its bound for this text."""
+        bounds, low = self.spaced or self.spaceless or (None, None), value < least
         than = ("less than" if self.share else "fewer than") if low else "more than"
         own, named = (least, bounds[0]) if low else (most, bounds[1])
         elsewhere = "" if own == named else f"; without spaces between words {than} {self.said(own)}"
@@ -280,8 +280,9 @@ def judged(text: str, language: str, sets: Sequence[str]) -> tuple[str, tuple[st
             page = page if left == text else Page(left, language)
             text = left
         for rule, least, most in _ASKED[name, page.spaceless]:
-            if why := rule.broken(page, least, most):
-                return text, why
+            value = rule.value(page)
+            if value is not None and not least <= value <= most:
+                return text, rule.broken(value, least, most)
     return text, None
 
 
