@@ -214,3 +214,28 @@ def test_the_first_articles_of_a_dump_are_kept_and_all_are_counted(tmp_path):
     (tmp_path / "a.xml").write_text(DUMP.format("".join(page(f"A{n}", f"text {n}") for n in range(9))))
     source = read(tmp_path / "a.xml", max_rows=3)
     assert ([row.values["title"] for row in source.rows], source.total) == (["A0", "A1", "A2"], 9)
+
+
+@pytest.mark.parametrize("markup", ["<b " * 50_000, "{{a|" * 50_000, "[[" * 50_000, "{|" * 50_000])
+def test_markup_that_is_opened_and_never_closed_is_refused(tmp_path, markup):
+    text = markup.replace("<", "&lt;")
+    file = tmp_path / "a.xml"
+    file.write_text(
+        f"<mediawiki><page><title>T</title><ns>0</ns><revision><text>{text}</text></revision></page></mediawiki>"
+    )
+    with pytest.raises(UserError, match="times more often than"):
+        read(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-7", "nonsense"])
+def test_a_dump_in_no_encoding(tmp_path, encoding):
+    (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><mediawiki></mediawiki>')
+    with pytest.raises(UserError, match="broken XML"):
+        read(tmp_path / "a.xml")
+
+
+def test_a_page_with_many_paragraphs_is_read_in_time_that_grows_with_it():
+    from danlu.data.archives import html_text
+
+    text = html_text("<p>A fine line of text." * 20_000, main=False)
+    assert text.count("fine") == 20_000

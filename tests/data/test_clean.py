@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from danlu.data.clean import (
     normal_form,
     script_of,
     share,
+    stream_safe,
 )
 
 
@@ -86,3 +89,16 @@ def test_html_and_shares():
     assert not any(map(has_html, ["a < b and c > d", "x <- 3", "AT&T", "<3", "if a<b: c"]))
     assert share(["<p>", "a"], has_html) == 0.5
     assert share([], has_html) == 0.0
+
+
+def test_marks_on_a_character_are_bounded():
+    """Putting them in order takes time that grows with the square of their number: hours for a megabyte of them."""
+    marks = "\u0301" * 100_000 + "\u0327" * 100_000
+    assert len(normal_form(f"a{marks}b")) <= 32
+    hindi = "हिन्दी में लिखा हुआ वाक्य " * 3 + "e\u0301" * 40
+    assert stream_safe(hindi) == hindi
+
+
+@pytest.mark.parametrize("point", [p for p in range(0x300, 0x110000) if unicodedata.combining(chr(p))][::7])
+def test_every_mark_is_bounded(point):
+    assert len(stream_safe("a" + chr(point) * 40)) == 31

@@ -566,3 +566,25 @@ def test_what_a_text_file_holds_is_known_only_at_its_end(tmp_path):
     found = read(file)
     assert [row.place for row in found.rows] == ["long.txt:1", "long.txt:20002"]
     assert found.rows[0].values["text"] == "\n".join(lines)
+
+
+def test_offsets_that_lead_out_of_the_file_are_damage(tmp_path):
+    import pyarrow as pa
+
+    file = tmp_path / "a.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as writer:
+        writer.write(pa.record_batch([pa.array(["one", "two", "three"])], names=["text"]))
+    content = bytearray(file.read_bytes())
+    at = content.index((3).to_bytes(4, "little") + (6).to_bytes(4, "little"))
+    content[at : at + 4] = (0x70000000).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="broken Arrow"):
+        read(file)
+
+
+def test_a_pipe_is_told(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read(tmp_path / "a.jsonl")

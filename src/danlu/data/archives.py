@@ -20,6 +20,9 @@ DEEPEST = 512
 time that grows with the square of its depth."""
 
 
+UNCLOSED = 200
+"""Marks of an article that are opened and not closed: the time to read it grows with their square."""
+
 LARGEST = 1 << 26
 """Bytes of one document, unpacked. Crawlers keep less of a page; a page packed so that it fills the memory is refused."""
 
@@ -104,11 +107,16 @@ def html_text(markup: str, *, main: bool) -> str:
 def _text(tree: Any, brackets: int, main: bool) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
-    level: list[Any] = [tree.document] if brackets > DEEPEST else []
-    for _ in range(DEEPEST):
-        level = [child for node in level for child in node.child_nodes]
-    if level:
-        raise RowError(f"HTML with more than {DEEPEST} elements within each other")
+    node, depth = tree.document if brackets > DEEPEST else None, 0
+    while node is not None:  # from node to node: a list of an element's children is made anew for each of them
+        if node.first_child is not None:
+            node, depth = node.first_child, depth + 1
+            if depth > DEEPEST:
+                raise RowError(f"HTML with more than {DEEPEST} elements within each other")
+            continue
+        while node is not None and node.next is None:
+            node, depth = node.parent, depth - 1
+        node = node.next if node is not None else None
     return str(extract_plain_text(tree, main_content=main, alt_texts=False)).strip()
 
 
@@ -207,6 +215,10 @@ def wikipedia(stream: IO[bytes], found: Collected) -> None:
             f"{found.file}:{error.lineno}: broken XML after {dump.number} pages: {expat.ErrorString(error.code)}",
             "copy or download the file again; it is cut off or damaged",
         ) from None
+    except (LookupError, ValueError) as error:  # of an encoding that it names
+        raise UserError(
+            f"{found.file}: broken XML: {error}", "dumps of MediaWiki are UTF-8; get it elsewhere"
+        ) from None
 
 
 def _article(markup: str, marks: frozenset[str], title: str) -> dict[str, Any]:
@@ -214,6 +226,9 @@ def _article(markup: str, marks: frozenset[str], title: str) -> dict[str, Any]:
     import mwparserfromhell
     from mwparserfromhell.nodes import Tag, Wikilink
 
+    for begin, end in (("{{", "}}"), ("[[", "]]"), ("<", ">"), ("{|", "|}")):
+        if (open_ := markup.count(begin) - markup.count(end)) > UNCLOSED:
+            raise RowError(f"markup in which {begin} stands {open_:,} times more often than {end}")
     try:
         code = mwparserfromhell.parse(markup)
     except mwparserfromhell.parser.ParserError as error:

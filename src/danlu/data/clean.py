@@ -7,6 +7,7 @@ import unicodedata
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
 
 
 def normal_form(text: str) -> str:
@@ -14,7 +15,29 @@ def normal_form(text: str) -> str:
 
     Full-width and half-width letters, ligatures, upper and lower case and line breaks make no difference.
     """
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", stream_safe(text))).casefold().split())
+
+
+MARKS = 30
+"""Combining marks on one character that are kept, as Unicode's Stream-Safe Text Format has it (UAX 15)."""
+
+
+_MANY = re.compile(
+    f"[\u0300-\u036f\u0483-\u1dff\u20d0-\u20ff\u2cef-\u2dff\u302a-\u302f\u3099\u309a\ua66f-\uabff\ufb1e\ufe20-\ufe2f\U00010000-\U0001efff]{{{MARKS + 1}}}"
+)
+"""Quick to look for: where no run of such characters is, none is of marks."""
+
+
+@cache
+def _combining() -> re.Pattern[str]:
+    points = [point for point in range(0x300, 0x1F000) if unicodedata.combining(chr(point))]
+    marks = "".join(map(chr, points))
+    return re.compile(f"([{marks}]{{{MARKS}}})[{marks}]+")
+
+
+def stream_safe(text: str) -> str:
+    """The text without more than MARKS marks in a row: to put them in order takes time that grows with the square of their number."""
+    return text if text.isascii() or not _MANY.search(text) else _combining().sub(r"\1", text)
 
 
 def duplicates(keys: Sequence[Hashable]) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -194,7 +195,7 @@ def _sentence(block: list[tuple[int, str | RowError]]) -> dict[str, Any]:
         if isinstance(line, RowError):
             raise line
         fields = line.rstrip("\r\n").split("\t")
-        numbered = re.fullmatch(r"(\d+)(?:-(\d+)|(\.\d+))?", fields[0])
+        numbered = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9})|(\.\d+))?", fields[0])
         if len(fields) != 10 or numbered is None:
             raise RowError(
                 f"line {number}: found {len(fields)} columns, the first {fields[0][:20]!r}; expected the ten of CoNLL-U, "
@@ -250,8 +251,7 @@ def _json_object(line: str | RowError) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in made if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise RowError(f"the key {twice!r} stands twice in one object, and only one value could count")
     return made
 
@@ -369,7 +369,7 @@ def _header(records: Iterator[list[str]], name: str) -> list[str]:
         raise UserError(
             f"{name}:1: the first line is blank, expected the names of the columns", "write them, such as: text,label"
         )
-    twice = sorted({field for field in names if names.count(field) > 1})
+    twice = [field for field, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
             f"{name}:1: column {twice[0]!r} stands {names.count(twice[0])} times, expected each name once",
@@ -392,7 +392,10 @@ def _record(names: list[str], fields: list[str] | None, bad: RowError | None, de
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """The columns in which Hugging Face datasets writes classes as numbers, and the names of those."""
-    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except RecursionError:
+        raise ValueError("metadata nested too deeply") from None
     features = about.get("info", {}).get("features", {}) if isinstance(about, dict) else {}
     return {
         name: feature["names"]
@@ -404,7 +407,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     for name, names in labels.items():
         value = record.get(name)
-        if value is not None and not -1 <= value < len(names):
+        if value is not None and (not isinstance(value, int) or not -1 <= value < len(names)):
             raise RowError(
                 f"class {value} in column {name!r}, which has the {len(names)} classes {', '.join(names[:8])}"
             )
@@ -448,7 +451,7 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 batches = stream = ipc.open_stream(raw)
                 schema = stream.schema
             names = schema.names
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
                 raise UserError(
                     f"{path.name}: column {twice[0]!r} stands {names.count(twice[0])} times",
@@ -463,11 +466,21 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 if found.full:
                     found.total += batch.num_rows
                     continue
+                batch.validate(full=True)  # offsets that lie lead outside of the file's memory
                 step = _fitting(batch.nbytes, batch.num_rows)
                 for record in (each for at in range(0, len(batch), step) for each in batch.slice(at, step).to_pylist()):
                     number += 1
                     found.add(number, where, f"{where}{number}", partial(_named, record, labels))
-    except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError, AttributeError, TypeError) as error:
+    except (
+        pa.ArrowException,
+        ValueError,
+        OSError,
+        OverflowError,
+        MemoryError,
+        AttributeError,
+        TypeError,
+        SystemError,
+    ) as error:
         raise UserError(
             f"{path.name}: broken {kind}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             "export or download it again",

@@ -112,7 +112,10 @@ class CleaningOptions:
     )
     against: str | None = option(None, "test sets: a document that holds a row of one is dropped")
     against_share: float = option(
-        0.2, "share of a test row's runs of 13 words from which on a document holds it; 0: a single run", low=0.0, high=1.0
+        0.2,
+        "share of a test row's runs of 13 words from which on a document holds it; 0: a single run",
+        low=0.0,
+        high=1.0,
     )
 
 

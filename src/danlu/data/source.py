@@ -470,6 +470,8 @@ def _expect_file(path: Path) -> None:
             f"{path}: no such file",
             nearest(path.name, names) if names else f"there is no data file in {folder.resolve()}",
         )
+    if not path.is_file():
+        raise UserError(f"{path} is a pipe or a device, expected a file", "write what it gives into a file first")
 
 
 def suffix(path: Path | Address) -> str:

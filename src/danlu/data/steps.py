@@ -22,7 +22,7 @@ import numpy as np
 from danlu.core.errors import UserError, nearest
 from danlu.data import quality, shingles
 from danlu.data.archives import html_text
-from danlu.data.clean import script_of
+from danlu.data.clean import script_of, stream_safe
 from danlu.data.options import CleaningOptions
 from danlu.data.rows import RowError
 
@@ -265,6 +265,7 @@ def characters(text: str) -> str:
     """
     if _ODD.search(text):
         text = _ESCAPES.sub("", text).replace("\r\n", "\n").translate(_FORMS)
+    text = stream_safe(text)
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
     half = LONGEST // 2
