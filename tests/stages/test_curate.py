@@ -660,3 +660,49 @@ def test_slurm_that_lost_its_tasks_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(UserError, match="2 of 2 tasks failed"):
         over_units(print, 2, "slurm", {"time": "1:00:00", "partition": "cpu"}, tmp_path / "logs", pause=0.01)
+
+
+DAMAGE = {
+    "begins": lambda c: np.save(c / "train.documents.npy", np.array([0, 5, 2, 10**12])),
+    "pickle": lambda c: np.save(c / "train.npy", np.array([{"a": 1}], object), allow_pickle=True),
+    "floats": lambda c: np.save(c / "train.npy", np.zeros(len(np.load(c / "train.npy")))),
+    "tokens": lambda c: np.save(c / "train.npy", np.full(len(np.load(c / "train.npy")), 60_000, np.uint16)),
+    "cut": lambda c: (c / "train.npy").write_bytes((c / "train.npy").read_bytes()[:200]),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "names", "outside", "absolute"])
+def test_a_hostile_corpus_is_refused(tmp_path, danlu, kind):
+    """Its card vouches for the damage, so that only a look at the content shows it."""
+    made(tmp_path / "c", data=lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)]))
+    card = json.loads((tmp_path / "c/corpus.json").read_text("utf-8"))
+    if kind in DAMAGE:
+        DAMAGE[kind](tmp_path / "c")
+        card["files"] |= {name: sha256(tmp_path / "c" / name) for name in ("train.npy", "train.documents.npy")}
+    else:
+        outside = {
+            "names": {},
+            "outside": {"../a.jsonl": sha256(tmp_path / "a.jsonl")},
+            "absolute": {str(tmp_path / "a.jsonl"): "0"},
+        }
+        card["files"] = ({} if kind == "names" else card["files"]) | outside[kind]
+    (tmp_path / "c/corpus.json").write_text(json.dumps(card), "utf-8")
+    result = danlu("pretrain", "gpt", "data=c", "depth=2", "steps=2")
+    assert result.code == 2 and "a fault in danlu" not in result.err and not Path("runs").exists(), result.err
+
+
+@pytest.mark.parametrize(
+    "name", ["asked.json", "read/*/summary.json", "read/*/texts.parquet", "read/*/hashes.keys.npy"]
+)
+@pytest.mark.parametrize("how", ["empty", "gone"])
+def test_damage_in_the_middle_is_told(tmp_path, danlu, name, how):
+    rows = [json.dumps({"text": text}) for text in documents(30)] + ["{broken"]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    words = ("prepare", "corpus", "data=a.jsonl", "out=c", "workers=1", "tokenize=false")
+    assert danlu(*words).code == 2, "stopped by bad_share"
+    (file,) = Path("c/work").glob(name)
+    file.write_bytes(b"") if how == "empty" else file.unlink()
+    result = danlu(*words, "bad_share=0.1")
+    told = result.code == 2 and "a fault in danlu" not in result.err and "Traceback" not in result.err
+    whole = result.code == 0 and sum(json.loads(Path("c/corpus.json").read_bytes())["documents"].values()) == 30
+    assert told or whole, result.err

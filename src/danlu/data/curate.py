@@ -13,6 +13,7 @@ A unit is a large file, or several small ones: what one machine of several takes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import itertools
@@ -286,7 +287,8 @@ class Summary:
     @classmethod
     def load(cls, folder: Path) -> Summary:
         """A chunk's."""
-        return cls.of(json.loads((folder / "summary.json").read_bytes()))
+        with intact(folder / "summary.json"):
+            return cls.of(json.loads((folder / "summary.json").read_bytes()))
 
 
 COUNTED = ("left_out", "none", "changed", "dropped", "personal", "languages")
@@ -438,8 +440,32 @@ def read_texts(path: Path, columns: Sequence[str]) -> list[list[str]]:
     """The columns of such a file."""
     from pyarrow import parquet
 
-    table = parquet.read_table(path, columns=list(columns), use_threads=False, memory_map=False)
-    return [table.column(name).to_pylist() for name in columns]
+    with intact(path):
+        table = parquet.read_table(path, columns=list(columns), use_threads=False, memory_map=False)
+        return [table.column(name).to_pylist() for name in columns]
+
+
+@contextlib.contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """While a file of ours is read: what is damaged or missing in it is told, with the way to make it again."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
+        raise UserError(
+            f"{path} is damaged: {type(error).__name__}: {error}",
+            "remove the folder `work` of the corpus, or all of a finished one, and give the command again",
+        ) from None
 
 
 # -------------------------------------------------------------------------------------------------------------- repeats
@@ -450,7 +476,10 @@ def find_repeats(plan: Plan) -> Path:
     out, done = plan.work / "repeats", plan.work / "repeats.done"
     if not done.exists():
         if plan.duplicates:
-            near.repeats([plan.work / "read" / each.name / "hashes" for each in chunks(plan)], out, plan.reading.near)
+            with intact(plan.work / "read"):
+                near.repeats(
+                    [plan.work / "read" / each.name / "hashes" for each in chunks(plan)], out, plan.reading.near
+                )
         done.touch()
     return out
 
@@ -464,7 +493,8 @@ def repeated(plan: Plan, name: str, begin: int, count: int) -> np.ndarray:
 
 def keys_of(chunk: Path) -> np.ndarray:
     """uint64 [documents, 2]: of each document of a chunk of the first pass, 128 bits of its normal form."""
-    return near.keys(chunk / "hashes")
+    with intact(chunk):
+        return near.keys(chunk / "hashes")
 
 
 def staying(plan: Plan) -> Iterator[tuple[Path, int, np.ndarray, np.ndarray]]:
@@ -559,7 +589,9 @@ def pack(given: Packing, workers: Workers, done: Callable[[dict[str, Any]], None
         if unit not in (None, each.unit):
             continue
         if target.is_dir():
-            workers.know(json.loads((target / "counts.json").read_bytes()), done)
+            with intact(target / "counts.json"):
+                counts = json.loads((target / "counts.json").read_bytes())
+            workers.know(counts, done)
         else:
             workers.give(pack_chunk, (given.plan.work / "read" / each.name, target, each.begin), done)
 

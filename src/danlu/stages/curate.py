@@ -21,7 +21,7 @@ from danlu.core.errors import UserError
 from danlu.core.run import write_text
 from danlu.data import curate, near, steps
 from danlu.data.cluster import over_units
-from danlu.data.curate import Cuts, Packing, Plan, Say, Summary
+from danlu.data.curate import Cuts, Packing, Plan, Say, Summary, intact
 from danlu.data.options import CleaningOptions, CorpusOptions
 from danlu.data.source import FORMATS, read, shown, suffix
 from danlu.data.tokenizer import Tokenizer
@@ -110,7 +110,8 @@ def card_of(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / CARD).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not {"format", "asked", "files", "danlu"} <= found.keys():
+    known = {"format", "asked", "files", "danlu", "documents", "records", "tokens", "bytes", "dropped", "quarantined"}
+    if not isinstance(found, dict) or not known <= found.keys():
         return None
     if found["format"] != FORMAT:
         raise UserError(
@@ -179,7 +180,11 @@ def begun(
     files = [list(state) for unit in units for state in unit.states]
     found = {"danlu": version("danlu"), "settings": json.loads(json.dumps(asked)), "files": files}
     place, card = out / "work" / ASKED, card_of(out)
-    before = card["asked"] if card else json.loads(place.read_bytes()) if place.is_file() else found
+    before = found
+    if card or place.is_file():
+        with intact(out / CARD if card else place):
+            before = card["asked"] if card else json.loads(place.read_bytes())
+            before = {key: before[key] for key in found}
     for key in sorted(found["settings"]):
         one, two = (each["settings"].get(key) for each in (before, found))
         if one != two and key != "data":

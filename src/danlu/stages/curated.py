@@ -38,6 +38,23 @@ SETTLED = (
 """Settings of the data that were decided when the corpus was made."""
 
 
+FILES = {"train.npy", "train.documents.npy", "validation.parquet", "test.parquet", "tokenizer/tokenizer.json"}
+"""Files of a corpus that is learned from; texts/ beside them."""
+
+AGAIN = "prepare the corpus again, or copy it again"
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Whole numbers of a file in numpy's format, mapped; nothing in it is executed."""
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: not an array of whole numbers: {error}", AGAIN) from None
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise UserError(f"{path}: found {found.dtype} {list(found.shape)}, expected a row of whole numbers", AGAIN)
+    return found
+
+
 @dataclass(frozen=True)
 class Curated:
     """folder: where it lies. card: what corpus.json says. most: documents that are learned from, the first so many; None: all."""
@@ -68,12 +85,13 @@ class Curated:
                 )
         if card["tokens"] is None:
             raise UserError(f"{folder}: it was prepared with tokenize=false", f"data={folder}/texts takes its texts")
-        for name, digest in card["files"].items():
+        files = card["files"]
+        if not isinstance(files, dict) or not files.keys() >= FILES or any(".." in Path(name).parts for name in files):
+            raise UserError(f"{folder / CARD}: found other files than those of a corpus", "prepare the corpus again")
+        for name, digest in files.items():
             path = folder / name
-            if not path.is_file() or remembered_sha256(path) != digest:
-                raise UserError(
-                    f"{path} is not what it was when the corpus was made", "prepare the corpus again, or copy it again"
-                )
+            if Path(name).is_absolute() or not path.is_file() or remembered_sha256(path) != digest:
+                raise UserError(f"{path} is not what it was when the corpus was made", AGAIN)
         return cls(folder, card, asked.experiment.data.max_rows)
 
     @cached_property
@@ -88,11 +106,14 @@ class Curated:
     @cached_property
     def tokens(self) -> Tokens:
         """The training part, mapped from the disk."""
-        begins = np.load(self.folder / "train.documents.npy", mmap_mode="r")[
-            : None if self.most is None else self.most + 1
-        ]
-        ids = np.load(self.folder / "train.npy", mmap_mode="r")[: int(begins[-1])]
-        return Tokens(ids, np.array(begins), np.arange(len(begins) - 1))
+        begins, ids = (_mapped(self.folder / name) for name in ("train.documents.npy", "train.npy"))
+        if not len(begins) or begins[0] != 0 or begins[-1] != len(ids) or (np.diff(begins) < 0).any():
+            raise UserError(f"{self.folder}: train.documents.npy and train.npy do not belong together", AGAIN)
+        top = max((int(ids[at : at + (1 << 22)].max()) for at in range(0, len(ids), 1 << 22)), default=0)
+        if top >= self.tokenizer.size:
+            raise UserError(f"{self.folder}: token {top:,}, but its tokenizer has {self.tokenizer.size:,}", AGAIN)
+        begins = np.array(begins[: None if self.most is None else self.most + 1], np.int64)
+        return Tokens(ids[: int(begins[-1])], begins, np.arange(len(begins) - 1))
 
     @cached_property
     def items(self) -> dict[str, Sequence[Item]]:
