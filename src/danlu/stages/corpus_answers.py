@@ -193,6 +193,11 @@ def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str
         raise UserError(f"text={text}, but no column of a file is read here", "leave it out, or give data=FILE")
     used = run.settings() | ({"text": text} if text else {})
     items, dropped = read_items(run, RunningText(data_options(used, own)), data, used["bad_rows"], say)
+    if not own and run.read("data.json").get("corpus"):
+        say(
+            "note: it learned from a corpus whose texts were cleaned, so a row that reads otherwise before that may have been learned from unnoticed; "
+            "`danlu prepare corpus … against=FILE` keeps a test file out"
+        )
     found = measured(opened, items, float(used["mask_share"])).report()
     return {"split": "test" if own else "data", **found, "dropped": dropped}
 
