@@ -29,9 +29,9 @@ BINARY = b"".join(f"{word.replace(' ', '')} ".encode() + row.tobytes() for word,
         ("glove.txt", TEXT.rstrip("\n").encode(), "GloVe text"),
         ("w2v.txt", f"5 3\n{TEXT}".encode(), "word2vec text"),
         ("cc.vec", "5 3\n{}".format("".join(f"{line} \n" for line in LINES)).encode(), "word2vec text"),  # as fastText
-        ("w2v.txt.gz", gzip.compress(f"5 3\n{TEXT}".encode()), "word2vec text"),
+        ("w2v.txt.gz", gzip.compress(f"5 3\n{TEXT}".encode(), mtime=0), "word2vec text"),
         ("google.bin", b"5 3\n" + BINARY, "word2vec binary"),
-        ("google.bin.gz", gzip.compress(b"5 3\n" + BINARY), "word2vec binary"),
+        ("google.bin.gz", gzip.compress(b"5 3\n" + BINARY, mtime=0), "word2vec binary"),
         ("c.bin", b"5 3\n" + b"".join(BINARY[i:j] + b"\n" for i, j in zip([0, 16, 31, 47, 66], [16, 31, 47, 66, 85], strict=True)), "word2vec binary"),
     ],
 )  # fmt: skip
@@ -73,7 +73,7 @@ class Runs:
         (f"5 3\n{TEXT}".replace("1.0 2.0", "1.0 inf").encode(), "vectors:3: the vector of 'of'", "mend"),
         (f"6 3\n{TEXT}".encode(), "its first line says 6 words, found 5", "again"),
         (b"5 3\n" + BINARY[:-1], "its first line says 5 words, found 4", "again"),
-        (gzip.compress(f"5 3\n{TEXT}".encode())[:-9], "cannot be read", "again"),
+        (gzip.compress(f"5 3\n{TEXT}".encode(), mtime=0)[:-9], "cannot be read", "again"),
         (b"", "vectors:1: found b''", "word vectors"),
         (b"Once upon a time\n", "vectors:1: could not convert string to float: 'upon'", "mend"),
         (b"one\n", "vectors:1: found b'one", "word vectors"),
@@ -83,6 +83,7 @@ class Runs:
         (b"PK\x03\x04 glove.6B.50d.txt", "a zip archive", "unpack"),
         (b"\xba\x16\x4f\x2f\x0c\0\0\0", "a model of fastText (.bin)", ".vec"),
     ],
+    ids=range(15),
 )  # fmt: skip
 def test_what_is_broken_or_foreign_is_named_with_the_way_out(tmp_path, capsys, content, message, fix):
     (tmp_path / "vectors").write_bytes(content)
