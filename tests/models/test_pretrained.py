@@ -132,7 +132,7 @@ def test_a_damaged_download_is_refused_and_nothing_is_left(llama: Path, cache: P
 def test_what_a_killed_process_left_is_cleared(llama: Path, cache: Path) -> None:
     entry, fetch = package(llama)
     base = from_catalogue(entry, lambda line: None, fetch)
-    base.folder.rename(left := base.folder.parent / f".building-{base.folder.name}-1")
+    base.folder.rename(left := base.folder.parent / f".building-{base.folder.name}")
     (left / "model.safetensors").write_bytes(b"half")
     assert from_catalogue(entry, lambda line: None, fetch) == base
     assert not left.exists()
