@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danlu.data.clean import (
@@ -29,6 +29,7 @@ def test_rows_are_compared_without_case_width_and_white_space():
     assert normal_form("你好") != normal_form("你们好")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_white_space_around_makes_no_difference(text):
     assert normal_form(f" {text}\n") == normal_form(text)
