@@ -112,6 +112,17 @@ class Base:
     kind: str
 
 
+def tokenizer_folder(name: str, say: Callable[[str], None]) -> Path:
+    """The folder of the tokenizer that `tokenizer=` names: one with tokenizer.json, a run, or that of a catalogue model."""
+    folder = Path(name).expanduser()
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    try:
+        return resolve(name, say).folder
+    except UserError as error:
+        raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
+
+
 def resolve(name: str, log: Log = print, also: Sequence[str] = ()) -> Base:
     """The model that `name` means: a folder or a run, a name of the catalogue, a .gguf file, or a hub name `owner/model`.
 

@@ -22,7 +22,7 @@ from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import scaling
 from danlu.models.generate import Sampling
-from danlu.models.pretrained import Base, resolve
+from danlu.models.pretrained import Base, resolve, tokenizer_folder
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
 from danlu.stages.curated import Curated
@@ -157,13 +157,7 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
     """The tokenizer of random weights: a given one, or one learned from the training rows."""
     options = asked.experiment.data
     if options.tokenizer is not None:
-        folder = Path(options.tokenizer).expanduser()
-        if not (folder / "tokenizer.json").is_file():
-            try:
-                folder = resolve(options.tokenizer, say).folder
-            except UserError as error:
-                raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
-        return Tokenizer.load(folder)
+        return Tokenizer.load(tokenizer_folder(options.tokenizer, say))
     texts = [item.text for item in items]
     # WordPiece knows no bytes: each character needs a token, and another where it goes on in a word.
     least = 0 if causal else 5 + 2 * len(set().union(*texts))

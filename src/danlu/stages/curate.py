@@ -27,7 +27,7 @@ from danlu.data.source import FORMATS, read, shown, suffix
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.data.workers import Workers
-from danlu.models.pretrained import resolve
+from danlu.models.pretrained import tokenizer_folder
 from danlu.stages.corpus_page import page
 
 
@@ -341,12 +341,7 @@ def tokenizer_at(options: CorpusOptions, say: Say) -> Path | None:
     """The folder of the tokenizer that is asked for; None: one is learned, or none is wanted."""
     if not (options.tokenize and options.tokenizer):
         return None
-    folder = Path(options.tokenizer).expanduser()
-    if not (folder / "tokenizer.json").is_file():
-        try:
-            folder = resolve(options.tokenizer, say).folder
-        except UserError as error:
-            raise UserError(error.message.replace("model=", "tokenizer=", 1), error.fix) from None
+    folder = tokenizer_folder(options.tokenizer, say)
     Tokenizer.load(folder)
     return folder
 
