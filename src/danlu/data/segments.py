@@ -17,11 +17,14 @@ import numpy as np
 import tokenizers
 
 
-BORDER = re.compile(r"(?<=\S)(?= \S)")
+BORDER = re.compile(r" (?<=\S )(?=\S)")
 """Python's \\s has every character of Unicode's White_Space, so what it takes for none is none to any of these tokenizers."""
 
-INNER = re.compile(r" \S(.*\S)?\Z", re.DOTALL)
-"""A segment that may stand between two others."""
+INNER = re.compile(r"\S(.*\S)?\Z", re.DOTALL)
+"""A segment that may stand between two others, without the space it begins with."""
+
+EVEN = re.compile(r"( |\S)(.*\S)?(?<!\A )\Z", re.DOTALL)
+"""What is between two spaces, or begins a text (behind a mark, " "), and is a segment: not empty, and no white space where another begins."""
 
 KEPT = 1 << 17
 """Segments after which a new memory is begun; what comes again is taken over from the one before. Both take some 60 MB."""
@@ -84,30 +87,44 @@ def _keeps(step: dict[str, Any] | None) -> bool:
 
 
 class Segments:
-    """Ids of texts by a tokenizer that is `separable`; special tokens that are written out in a text are text."""
+    """Ids of texts by a tokenizer that is `separable`; special tokens that are written out in a text are text.
+
+    known: int32 ids as bytes, by segment: without the space it begins with, and " " before the one that begins a text.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, kept: int = KEPT) -> None:
         self.tokenizer, self.kept = tokenizer, kept
-        self.known: dict[str, tuple[int, ...]] = {}
-        self.older: dict[str, tuple[int, ...]] = {}
+        self.known: dict[str, bytes] = {}
+        self.older: dict[str, bytes] = {}
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, without what a model expects around it."""
-        cut = [BORDER.split(text) for text in texts]
+        cut = [text.split(" ") for text in texts]
+        for parts in cut:
+            parts[0] = " " + parts[0]
         if len(self.known) > self.kept:
             self.known, self.older = {}, self.known
-        missing = {part for parts in cut for part in parts if part not in self.known}
+        missing = set(chain.from_iterable(cut)).difference(self.known)
+        # Most spaces are borders. Where one is not, one of the two parts beside it has white space at its edge or is empty.
+        if uneven := {part for part in missing if not EVEN.match(part)}:
+            for at, parts in enumerate(cut):
+                if not uneven.isdisjoint(parts):
+                    first, *rest = BORDER.split(texts[at])
+                    cut[at] = [" " + first, *rest]
+            missing = set(chain.from_iterable(cut)).difference(self.known)
         self.known |= {part: self.older[part] for part in missing if part in self.older}
-        fresh = self._tokenized(sorted(part for part in missing if part not in self.known))
+        fresh = self._tokenized(sorted(missing.difference(self.known)))
         self.known |= fresh
         look = self.known.__getitem__
-        made = [np.array(list(chain.from_iterable(map(look, parts))), np.int32) for parts in cut]
+        made = [np.frombuffer(b"".join(map(look, parts)), np.int32) for parts in cut]
         for part in fresh:
-            if len(part) > LONGEST:
+            if len(part) > LONGEST or not EVEN.match(
+                part
+            ):  # what ends a text with white space is a segment there alone
                 del self.known[part]
         return made
 
-    def _tokenized(self, parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def _tokenized(self, parts: Sequence[str]) -> dict[str, bytes]:
         """Ids of each segment. Those that begin at a border and end before one are a text again, which is tokenized as one: many short texts
         take longer."""
         inner = [part for part in parts if INNER.match(part)]
@@ -119,15 +136,17 @@ class Segments:
                 texts.append([])
                 filled = 0
             texts[-1].append(part)
-            filled += len(part)
-        found: dict[str, tuple[int, ...]] = {}
-        joined = ["".join(["x", *text]) for text in texts]  # the first is no beginning of a text, either
+            filled += len(part) + 1
+        found: dict[str, bytes] = {}
+        joined = [" ".join(["x", *text]) for text in texts]  # the first is no beginning of a text, either
         for text, encoding in zip(texts, self.tokenizer.encode_batch(joined, add_special_tokens=False), strict=True):
-            begins = np.cumsum([1, *map(len, text)])
+            begins = np.cumsum([1, *(len(part) + 1 for part in text)])
             # A token's offset leaves out its space, and with it is within the segment still.
             owners = np.searchsorted(begins, [begin for begin, _ in encoding.offsets], side="right")
             borders = np.searchsorted(owners, np.arange(1, len(text) + 2)).tolist()
-            ids = encoding.ids
-            found |= {part: tuple(ids[one:two]) for part, one, two in zip(text, borders, borders[1:], strict=False)}
-        each = self.tokenizer.encode_batch_fast(alone, add_special_tokens=False)
-        return found | {part: tuple(one.ids) for part, one in zip(alone, each, strict=True)}
+            ids = np.array(encoding.ids, np.int32)
+            found |= {part: ids[one:two].tobytes() for part, one, two in zip(text, borders, borders[1:], strict=False)}
+        # What begins a text has its mark, which is cut off; what ends one, or has white space inside, begins with its space.
+        bare = [part[1:] if part.startswith(" ") else f" {part}" for part in alone]
+        each = self.tokenizer.encode_batch_fast(bare, add_special_tokens=False)
+        return found | {part: np.array(one.ids, np.int32).tobytes() for part, one in zip(alone, each, strict=True)}
