@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ from danlu.surgery.adapter import add_lora
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training.fit import State, Step, averaged, fit, swap_averages
-from danlu.training.hooks import Best, Record, Validate, restore, restore_weights, snapshot
+from danlu.training.hooks import Best, Record, Save, Skipped, Validate, restore, restore_weights, snapshot
 from danlu.training.optimizer import optimizer, schedule
 from danlu.training.options import TrainingOptions
 
@@ -45,6 +47,11 @@ class Batch:
     x: Tensor
     y: Tensor
     rows: tuple[int, ...]
+    unit: ClassVar[str] = "rows"
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
 
 
 X = torch.randn((12, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -718,6 +725,132 @@ def test_a_gradient_that_is_not_finite_names_the_rows_of_the_window() -> None:
     with pytest.raises(UserError, match=r"step 1: loss 0, gradient norm nan: not finite \(rows 3, 4, 10\)"):
         fit(State(Root(model, learner(model)), stream(window([10, 3], [4]))), 1)
     assert equal(before, weights(model))
+
+
+class Normed(Regression):
+    """With running statistics, which every forward pass changes, and a slope of 0 times infinity where a target is 77."""
+
+    def losses(self, batch: Batch, learner: str) -> dict[str, Tensor]:
+        out = self.model(batch.x)
+        return {"loss": (out - batch.y).square().sum(1) + 0 * (out.sum(1) * (batch.y[:, 0] != 77)).abs().sqrt()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.model.named_buffers())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state, strict=False)
+
+
+def normed() -> Normed:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 5)).double()
+    return Normed(model, learner(model, 0.05, momentum=0.9, ema=0.9, clip=1.0))
+
+
+def noisy(step: int, harm: str | None = None) -> list[Batch]:
+    """A window like no other, of rows 10 * step to 10 * step + 7; with `harm`, row 10 * step + 6 is what no training wants."""
+    rng = torch.Generator().manual_seed(step)
+    x = torch.randn((8, 5), generator=rng, dtype=torch.float64)
+    y = torch.randn((8, 5), generator=rng, dtype=torch.float64)
+    rows = tuple(range(10 * step, 10 * step + 8))
+    if harm in ("nan", "inf"):
+        x[6, 2] = float(harm)
+    elif harm == "target":
+        y[6] = float("nan")
+    elif harm == "slope":
+        y[6] = 77.0
+    elif harm == "spike":
+        y[6] = 300.0
+    return [Batch(x[:3], y[:3], rows[:3]), Batch(x[3:], y[3:], rows[3:])]
+
+
+HARMS = ("nan", "inf", "target", "slope", "spike")
+
+
+def test_fifty_harmful_updates_are_skipped_and_no_other() -> None:
+    """Weights, optimizer, averages and running statistics stay bit for bit; the row is named; the harm enters no statistic."""
+    dice = random.Random(7)
+    places = sorted(dice.sample(range(140, 600, 2), 50))
+    harms = {place: HARMS[number % len(HARMS)] for number, place in enumerate(places)}
+    state = State(normed(), stream(*(noisy(step, harms.get(step)) for step in range(600))), skips=1, spike=2.0)
+    held: dict[str, Tensor] = {}
+    handled: dict[int, str] = {}
+
+    def everything() -> dict[str, Tensor]:
+        return {f"{file}/{key}": value.clone() for file, part in snapshot(state)[0].items() if file != "random" for key, value in part.items()}  # fmt: skip
+
+    def look(state: State, step: Step) -> None:
+        update, now = step.updates["model"], everything()
+        assert (update.skipped is not None) == equal(held, now)
+        if update.skipped:
+            handled[step.number - 1] = update.skipped
+            bad, harm = 10 * (step.number - 1) + 6, harms[step.number - 1]
+            assert (
+                update.rows[0] == bad or bad in update.rows[: {"nan": 5, "inf": 5}[harm]]
+            )  # normalised with the other four
+            assert len(update.rows) == {"nan": 5, "inf": 5, "target": 1, "slope": 8, "spike": 8}[harm]
+        held.clear()
+        held.update(now)
+
+    fit(state, 600, [look])
+    assert handled.keys() == harms.keys()
+    assert all(("far above the last 128" in handled[place]) == (harms[place] == "spike") for place in places)
+    recent = state.recent["model"]
+    assert len(recent.losses) == len(recent.norms) == 128 and max(recent.losses) < 50
+
+
+def test_without_spike_only_what_is_not_finite_is_skipped() -> None:
+    state = State(normed(), stream(*(noisy(step, "spike" if step == 150 else None) for step in range(160))), skips=1)
+    skipped: list[int] = []
+
+    def look(state: State, step: Step) -> None:
+        skipped.extend([step.number] if step.updates["model"].skipped else [])
+
+    fit(state, 160, [look])
+    assert not skipped
+
+
+def test_after_too_many_in_a_row_it_goes_back_and_on_behind_the_rows(tmp_path: Path) -> None:
+    """Three harmful windows after step 10: the weights of the checkpoint of step 8, and on with the fourth; killed anywhere, the same."""
+    windows = [noisy(step, "nan" if step in (10, 11, 12) else None) for step in range(20)]
+    said: list[str] = []
+
+    def run(state: State, until: int, folder: Path) -> State:
+        folder.mkdir(exist_ok=True)
+        with closing(Tracker(folder)) as tracker:
+            save = Save(folder, 4, 20, tracker, Best(), lambda: 0.0)
+            return fit(state, until, [Record(tracker, 20), Skipped(folder, said.append), save])
+
+    whole = run(State(normed(), stream(*windows), skips=3), 20, tmp_path / "whole")
+    assert any("back to the weights of step 8" in line for line in said) and len(said) == 4
+    lines = read_lines(tmp_path / "whole" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "skipped" in line] == [11, 12, 13] and 106 in lines[10]["rows"]
+    assert not (tmp_path / "whole" / "step-00000012").exists(), "a checkpoint between two skipped updates"
+    # by hand: eight windows, then those from the fourteenth on with the same step numbers
+    alone = State(normed(), stream(*windows))
+    fit(alone, 8)
+    alone.step, alone.position = 13, {"behind": 13}
+    fit(alone, 20)
+    assert equal(weights(whole.task.model), weights(alone.task.model))
+    for stop in (9, 11, 12, 13, 15):
+        folder = tmp_path / f"killed-{stop}"
+        run(State(normed(), stream(*windows), skips=3), stop, folder)
+        found, _ = checkpoint.newest(folder)
+        again = State(normed(), stream(*windows), skips=3)
+        assert found is not None
+        restore(again, found)
+        run(again, 20, folder)
+        assert equal(weights(whole.task.model), weights(again.task.model))
+
+
+def test_harm_without_end_stops_with_the_weights_before_it(tmp_path: Path) -> None:
+    state = State(normed(), stream(*(noisy(step, "nan" if step >= 10 else None) for step in range(30))), skips=3)
+    again = r"step 17: .*not finite \(rows 163, 164, 165, 166, 167\), after 3 updates in a row that were skipped"
+    with closing(Tracker(tmp_path)) as tracker, pytest.raises(UserError, match=again) as error:
+        fit(state, 30, [Skipped(tmp_path, lambda _: None), Save(tmp_path, 4, 30, tracker, Best(), lambda: 0.0)])
+    assert "learning_rate" in error.value.fix
+    alone = State(normed(), stream(*(noisy(step) for step in range(30))))
+    assert equal(weights(state.task.model), weights(fit(alone, 8).task.model))
 
 
 # --------------------------------------------------------------------------------------------------------------------- resume

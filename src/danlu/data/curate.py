@@ -402,7 +402,7 @@ def read_chunk(given: Reading, target: Path, records: list[Record]) -> Summary:
         languages.append(cleaned.language)
     with whole(target, alone=True) as building:
         building.mkdir()
-        write_texts(building / "texts.parquet", {"text": texts, "place": places, "language": languages})
+        write_texts(building / "texts.parquet", {"text": texts, "place": places, "language": languages}, "lz4")
         near.write(building / "hashes", texts, given.near)
         (building / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in quarantine), "utf-8")
         (building / "summary.json").write_text(json.dumps(vars(found), ensure_ascii=False), "utf-8")
@@ -426,13 +426,20 @@ def text_of(values: dict[str, Any], column: str | None) -> str:
     return text
 
 
-def write_texts(path: Path, columns: dict[str, list[str]]) -> None:
+def write_texts(path: Path, columns: dict[str, list[str]], compression: str = "zstd") -> None:
     """Columns of text as Parquet."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    def column(
+        rows: Sequence[str],
+    ) -> pa.Array:  # `pa.array` would import pandas, which takes half a second in every process
+        made = [row.encode() for row in rows]
+        ends = np.cumsum([0, *map(len, made)], dtype=np.int64)
+        return pa.LargeStringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(b"".join(made)))
+
     parquet.write_table(
-        pa.table({name: pa.array(rows, pa.large_string()) for name, rows in columns.items()}), path, compression="zstd"
+        pa.table([column(rows) for rows in columns.values()], list(columns)), path, compression=compression
     )
 
 
@@ -441,7 +448,8 @@ def read_texts(path: Path, columns: Sequence[str]) -> list[list[str]]:
     from pyarrow import parquet
 
     with intact(path):
-        table = parquet.read_table(path, columns=list(columns), use_threads=False, memory_map=False)
+        with parquet.ParquetFile(path, memory_map=False) as file:
+            table = file.read(list(columns), use_threads=False)
         return [table.column(name).to_pylist() for name in columns]
 
 
@@ -682,7 +690,7 @@ def encoded(tokenizer: Any, texts: Sequence[str], causal: bool) -> tuple[np.ndar
 def join(plan: Plan, out: Path, tokenized: bool) -> None:
     """The last pass: what the chunks hold, one behind the other, in the folder `out`."""
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     parts = list(chunks(plan))
     folders = [plan.work / "pack" / each.name for each in parts]
@@ -710,11 +718,10 @@ def join(plan: Plan, out: Path, tokenized: bool) -> None:
             schema = pa.schema([(name, pa.large_string()) for name in ("text", "place", "language")])
             with parquet.ParquetWriter(building, schema, compression="zstd") as writer:
                 for folder in folders:
-                    table = parquet.read_table(
-                        folder / "held.parquet", filters=[("part", "=", part)], columns=schema.names
-                    )
-                    if len(table):
-                        writer.write_table(table.cast(schema))
+                    with parquet.ParquetFile(folder / "held.parquet") as file:
+                        table = file.read(use_threads=False)
+                    if len(table := table.filter(compute.equal(table["part"], part))):
+                        writer.write_table(table.select(schema.names).cast(schema))
     with whole(out / "quarantine.jsonl", alone=True) as building, building.open("wb") as file:
         for folder in [*(plan.work / "read" / each.name for each in parts), *folders]:
             file.write((folder / "quarantine.jsonl").read_bytes())

@@ -107,20 +107,21 @@ class Segments:
         missing = set(chain.from_iterable(cut)).difference(self.known)
         # Most spaces are borders. Where one is not, one of the two parts beside it has white space at its edge or is empty.
         if uneven := {part for part in missing if not EVEN.match(part)}:
+            again: set[str] = set()
             for at, parts in enumerate(cut):
                 if not uneven.isdisjoint(parts):
                     first, *rest = BORDER.split(texts[at])
                     cut[at] = [" " + first, *rest]
-            missing = set(chain.from_iterable(cut)).difference(self.known)
+                    again.update(cut[at])
+            missing = (missing - uneven | again).difference(self.known)
         self.known |= {part: self.older[part] for part in missing if part in self.older}
         fresh = self._tokenized(sorted(missing.difference(self.known)))
         self.known |= fresh
         look = self.known.__getitem__
         made = [np.frombuffer(b"".join(map(look, parts)), np.int32) for parts in cut]
         for part in fresh:
-            if len(part) > LONGEST or not EVEN.match(
-                part
-            ):  # what ends a text with white space is a segment there alone
+            # What ends a text with white space is a segment there alone.
+            if len(part) > LONGEST or not EVEN.match(part):
                 del self.known[part]
         return made
 

@@ -53,7 +53,9 @@ def build(prepared: Prepared, say: Say) -> Trainable:
         cast_frozen(model, precision)
     task = task_of(prepared, model)
     loader = Loader(prepared.rows["train"], number(options.batch_size), mine.micro_batch(prepared), options.seed)
-    return Trainable(model, task, State(task, loader, seed=options.seed, precision=precision))
+    return Trainable(
+        model, task, State(task, loader, options.seed, precision, skips=options.skips, spike=options.spike or 0.0)
+    )
 
 
 def task_of(prepared: Prepared, model: Any) -> Any:

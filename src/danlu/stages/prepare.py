@@ -304,6 +304,8 @@ class Open:
             self.fill("momentum", 0.95, "Muon's (Jordan 2024)")
         elif asked.experiment.training.optimizer == "sgd":
             self.fill("momentum", 0.9, "usual with sgd")
+        if asked.experiment.task.task in CORPUS_TASKS:
+            self.fill("spike", 2.0, "windows of a corpus are alike")
 
     def fill(self, key: str, value: Any, reason: str) -> Any:
         """What `key` is: this value, if nobody said another."""

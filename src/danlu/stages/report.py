@@ -195,6 +195,16 @@ def _alerts(evaluation: Json, data: Json, learners: dict[str, Lines]) -> list[st
         )
     if leaks := data.get("leaks"):
         alerts.append(f"{leaks:,} test or validation rows also occur in the training rows: that flatters the model.")
+    if skipped := [
+        (line["step"], line["skipped"])
+        for lines in learners.values()
+        for line in lines
+        if isinstance(line.get("skipped"), str)
+    ]:
+        step, why = skipped[0]
+        alerts.append(
+            f"{count(len(skipped), 'update')} skipped because of their numbers, no weight was changed by them; the first at step {step:,.0f}: {why}. metrics.jsonl names the rows."
+        )
     points = [point for lines in learners.values() for point in zip(*_column(lines, "loss"), strict=True)]
     if bad := sorted({step for step, loss in points if not finite(loss)}):
         alerts.append(f"The loss was not a finite number at {count(len(bad), 'step')}, first at step {bad[0]:,.0f}.")

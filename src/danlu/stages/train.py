@@ -285,6 +285,7 @@ def update(
     batches = validation(prepared)
     chain: list[Any] = [
         hooks.Record(tracker, prepared.steps_per_epoch),
+        hooks.Skipped(run.checkpoints, progress.say),
         *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
         interrupt,
     ]

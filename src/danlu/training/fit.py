@@ -28,11 +28,42 @@ class Data(Protocol):
         """Yields a window (the micro-batches of one update) and the position behind it."""
 
 
+RECENT = 128
+"""Good updates that a spike is told from, as in OLMo-core's SkipStepOptimizer."""
+
+
+@dataclass
+class Recent:
+    """A learner's last good updates, and what came after them.
+
+    losses, norms: loss and gradient norm of the last RECENT good updates. skipped: updates in a row that were skipped since.
+    returned: whether it went back to a checkpoint since.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+    returned: bool = False
+
+    def wrong(self, loss: float, norm: float, spike: float) -> str | None:
+        """Why an update must not be made: a number that is not finite, or one that lies more than `spike` ranges of the recent ones above
+        them; None for a good one, which is remembered. spike 0 looks at finiteness alone."""
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            return f"loss {loss:g}, gradient norm {norm:g}: not finite"
+        for name, value, recent in (("loss", loss, self.losses), ("gradient norm", norm, self.norms)):
+            if spike and len(recent) == RECENT and value > max(recent) + spike * (max(recent) - min(recent)):
+                return f"{name} {value:g}: far above the last {RECENT}, {min(recent):g} to {max(recent):g}"
+        self.losses, self.norms = [*self.losses[1 - RECENT :], loss], [*self.norms[1 - RECENT :], norm]
+        self.skipped, self.returned = 0, False
+        return None
+
+
 @dataclass
 class State:
     """All that training is at one moment, between two updates.
 
-    step: updates made. position: where the data goes on. precision: of the matrix products. stop: why training ended early.
+    step: updates made or skipped. position: where the data goes on. precision: of the matrix products. stop: why training ended early.
+    skips: updates in a row that a learner may skip because of their numbers. spike: see `Recent.wrong`; recent: by learner.
     """
 
     task: Task
@@ -42,17 +73,25 @@ class State:
     step: int = 0
     position: Position | None = None
     stop: str | None = None
+    skips: int = 0
+    spike: float = 0.0
+    recent: dict[str, Recent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one learner's update was: each term's mean over the window, the L2 norm of the gradient before clipping."""
+    """What one learner's update was: each term's mean over the window, the L2 norm of the gradient before clipping.
+
+    skipped: why it was not made. rows: those that caused it: whose own loss is not finite, or else all, the largest loss first.
+    """
 
     losses: dict[str, float]
     counts: dict[str, float]
     loss: float
     gradient_norm: float
     learning_rate: float
+    skipped: str | None = None
+    rows: tuple[int, ...] = ()
 
 
 @dataclass
@@ -79,7 +118,7 @@ def fit(state: State, until: int, hooks: Sequence[Hook] = ()) -> State:
     for bit as if it had never stopped.
 
     Raises:
-        UserError: a loss or gradient is not finite. The weights are those of the step before.
+        UserError: more than `state.skips` updates in a row would have to be skipped. The weights are those before the first of them.
     """
     learners = state.task.learners()
     stream = state.data(state.position)
@@ -114,8 +153,9 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     counts = total([task.counts(batch, name) for batch in window])
     examples = total([{"examples": float(len(batch.rows))} for batch in window])["examples"] if learner.privacy else 0.0
     private = PrivateSum(parameters, learner.privacy) if learner.privacy else None
+    remembered = {key: value.clone() for key, value in task.state_dict().items()}  # running statistics see every batch
     sums: list[dict[str, float]] = []
-    broken: list[dict[str, float]] = []  # rows whose own loss is not finite
+    by_row: list[dict[str, float]] = []
     learner.optimizer.zero_grad(set_to_none=True)
     for batch in window:
         with autocast:
@@ -123,8 +163,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
         sums.append({term: float(loss.detach().double().sum()) for term, loss in losses.items()})
         terms = [loss * (learner.weights.get(term, 1.0) / (counts[term] or 1.0)) for term, loss in losses.items()]
         each = torch.stack(terms).sum(0)  # [examples]
-        finite = each.detach().isfinite().tolist()
-        broken.append({str(row): 1.0 for row, good in zip(batch.rows, finite, strict=True) if not good})
+        by_row += [{str(row): value} for row, value in zip(batch.rows, each.detach().tolist(), strict=True)]
         parts = [each.sum()] if private is None else list((examples * each).unbind())
         for place, part in enumerate(parts):
             if part.requires_grad:
@@ -139,13 +178,23 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     loss = sum(learner.weights.get(term, 1.0) * mean for term, mean in means.items())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-    if not (np.isfinite(loss) and torch.isfinite(norm)):
+    recent = state.recent.setdefault(name, Recent())
+    if why := recent.wrong(loss, float(norm), state.spike):
         learner.optimizer.zero_grad(set_to_none=True)
-        rows = total(broken) or total([{str(row): 1.0 for row in batch.rows} for batch in window])
-        raise UserError(
-            f"step {state.step + 1}: loss {loss:g}, gradient norm {float(norm):g}: not finite (rows {', '.join(sorted(rows, key=int))}); its weights are those of step {state.step}",
-            "lower learning_rate, or look at those rows",
+        task.load_state_dict(remembered)
+        each_row = total(by_row)
+        bad = [row for row, value in each_row.items() if not np.isfinite(value)] or list(each_row)
+        rows = tuple(
+            map(int, sorted(bad, key=lambda row: (-each_row[row] if np.isfinite(each_row[row]) else 0.0, int(row))))
         )
+        if recent.skipped == state.skips:
+            before = f", after {recent.skipped} updates in a row that were skipped" if recent.skipped else ""
+            raise UserError(
+                f"step {state.step + 1}: {why} (rows {', '.join(map(str, rows))}){before}; its weights are those of step {state.step - recent.skipped}",
+                "lower learning_rate, or look at those rows",
+            )
+        recent.skipped += 1
+        return Update(means, counts, loss, float(norm), 0.0, why, rows)
     if learner.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, learner.clip, norm)
     factor = learner.schedule(state.step)

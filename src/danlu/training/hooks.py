@@ -15,7 +15,7 @@ from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
-from danlu.training.fit import State, Step, averaged
+from danlu.training.fit import Recent, State, Step, averaged
 from danlu.training.optimizer import load_state_tensors, state_tensors
 
 
@@ -34,19 +34,26 @@ def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[
         "task": state.task.state_dict(),
         "random": {"torch": torch.get_rng_state()},
     }
-    return tensors, {"format": 1, "step": state.step, "position": state.position, "seed": state.seed}
+    recent = {name: asdict(each) for name, each in state.recent.items()}
+    return tensors, {"format": 1, "step": state.step, "position": state.position, "seed": state.seed, "recent": recent}
 
 
 def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     """Put a checkpoint into a freshly built state; returns its JSON part, with what hooks added to it."""
     content = saved.state()
+    restore_learned(state, saved)
+    torch.set_rng_state(saved.tensors("random")["torch"])
+    state.step, state.position = content["step"], content["position"]
+    state.recent = {name: Recent(**each) for name, each in content.get("recent", {}).items()}
+    return content
+
+
+def restore_learned(state: State, saved: Checkpoint) -> None:
+    """Weights and optimizers of a checkpoint; step and data position stay."""
     restore_weights(state, saved)
     optimizer = saved.tensors("optimizer")
     for name, learner in state.task.learners().items():
         load_state_tensors(learner, under(optimizer, name))
-    torch.set_rng_state(saved.tensors("random")["torch"])
-    state.step, state.position = content["step"], content["position"]
-    return content
 
 
 def restore_weights(state: State, saved: Checkpoint) -> None:
@@ -82,16 +89,45 @@ class Record:
         unit = step.window[0].unit
         line: dict[str, Any] = {"epoch": round(step.number / self.steps_per_epoch, 4)}
         for name, update in step.updates.items():
-            values = {
+            values: dict[str, Any] = {
                 "loss": update.loss,
                 "learning_rate": update.learning_rate,
                 "gradient_norm": update.gradient_norm,
                 unit: size,
                 "learned": int(sum(update.counts.values())),
             }
+            if update.skipped:  # in no statistic, and JSON has no number for what is not finite
+                values = {"skipped": update.skipped, "rows": list(update.rows)}
             line |= values if len(step.updates) == 1 else {name: values}
         self.tracker.metrics(step.number, line)
         self.tracker.timings(step.number, {"seconds": step.seconds, f"{unit}_per_second": size / step.seconds})
+
+
+@dataclass
+class Skipped:
+    """Says which updates were skipped; after as many in a row as there may be, the weights go back to those of the newest checkpoint, and the
+    data goes on behind the rows. Once: what is skipped right after that again ends training."""
+
+    folder: Path
+    say: Callable[[str], None]
+
+    def __call__(self, state: State, step: Step) -> None:
+        for name, update in step.updates.items():
+            if not update.skipped:
+                continue
+            who = f"{name}: " if len(step.updates) > 1 else ""
+            more = f" and {len(update.rows) - 8} more" if len(update.rows) > 8 else ""
+            rows = ", ".join(map(str, update.rows[:8])) + more
+            self.say(f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} (rows {rows})")
+            recent = state.recent[name]
+            if recent.skipped == state.skips and not recent.returned:
+                found, _ = checkpoint.newest(self.folder)
+                if found is not None:
+                    restore_learned(state, found)
+                    recent.skipped, recent.returned = 0, True
+                    self.say(
+                        f"step {step.number}: {state.skips} in a row; back to the weights of step {found.step}, on with the rows behind"
+                    )
 
 
 @torch.no_grad()
@@ -178,7 +214,8 @@ def best_step(saved: Checkpoint) -> int | None:
 
 @dataclass
 class Save:
-    """A verified checkpoint every `every` steps, at the last one, and whenever training stops early."""
+    """A verified checkpoint every `every` steps, at the last one, and whenever training stops early; none between two skipped updates,
+    so that the newest one is always good."""
 
     folder: Path
     every: int
@@ -188,7 +225,8 @@ class Save:
     elapsed: Callable[[], float]
 
     def __call__(self, state: State, step: Step) -> None:
-        if state.step % self.every == 0 or state.step == self.until or state.stop is not None:
+        regular = state.step % self.every == 0 and not unsettled(state)
+        if regular or state.step == self.until or state.stop is not None:
             self.now(state)
 
     def now(self, state: State) -> None:
@@ -202,6 +240,11 @@ class Save:
         }
         checkpoint.save(self.folder, state.step, tensors, content)
         checkpoint.rotate(self.folder, needs=best_step)
+
+
+def unsettled(state: State) -> bool:
+    """Whether the last update of someone was skipped."""
+    return any(recent.skipped for recent in state.recent.values())
 
 
 @dataclass
@@ -258,7 +301,7 @@ class Limit:
     elapsed: Callable[[], float]
 
     def __call__(self, state: State, step: Step) -> None:
-        if self.elapsed() >= self.seconds and state.stop is None:
+        if self.elapsed() >= self.seconds and state.stop is None and not unsettled(state):
             state.stop = f"time limit: {clock(self.seconds)} are over"
 
 
@@ -269,5 +312,5 @@ class Interrupt:
     asked: str | None = None
 
     def __call__(self, state: State, step: Step) -> None:
-        if self.asked and state.stop is None:
+        if self.asked and state.stop is None and not unsettled(state):
             state.stop = f"interrupted: {self.asked}"

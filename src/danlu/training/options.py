@@ -43,6 +43,16 @@ class TrainingOptions:
     )
     warmup: float = option(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
     clip: float = option(1.0, "largest L2 norm of the gradient; 0 leaves it alone", low=0.0)
+    spike: float | None = option(
+        None,
+        "skip an update whose loss or gradient norm is so many ranges of the last 128 above them; 2 in pretraining from a corpus unless set, else 0: never",
+        low=0.0,
+    )
+    skips: int = option(
+        5,
+        "updates in a row that may be skipped before training goes back to the last checkpoint; 0: the first ends it",
+        low=0,
+    )
     precision: str | None = option(
         None, "of the matrix products: bfloat16 or float32; derived from the machine", choices=("bfloat16", "float32")
     )
