@@ -819,7 +819,9 @@ def test_after_too_many_in_a_row_it_goes_back_and_on_behind_the_rows(tmp_path: P
         folder.mkdir(exist_ok=True)
         with closing(Tracker(folder)) as tracker:
             save = Save(folder, 4, 20, tracker, Best(), lambda: 0.0)
-            return fit(state, until, [Record(tracker, 20), Skipped(folder, said.append), save])
+            fit(state, until, [Record(tracker, 20), Skipped(save, said.append), save])
+            save.wait()
+            return state
 
     whole = run(State(normed(), stream(*windows), skips=3), 20, tmp_path / "whole")
     assert any("back to the weights of step 8" in line for line in said) and len(said) == 4
@@ -846,8 +848,10 @@ def test_after_too_many_in_a_row_it_goes_back_and_on_behind_the_rows(tmp_path: P
 def test_harm_without_end_stops_with_the_weights_before_it(tmp_path: Path) -> None:
     state = State(normed(), stream(*(noisy(step, "nan" if step >= 10 else None) for step in range(30))), skips=3)
     again = r"step 17: .*not finite \(rows 163, 164, 165, 166, 167\), after 3 updates in a row that were skipped"
-    with closing(Tracker(tmp_path)) as tracker, pytest.raises(UserError, match=again) as error:
-        fit(state, 30, [Skipped(tmp_path, lambda _: None), Save(tmp_path, 4, 30, tracker, Best(), lambda: 0.0)])
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(tmp_path, 4, 30, tracker, Best(), lambda: 0.0)
+        with pytest.raises(UserError, match=again) as error:
+            fit(state, 30, [Skipped(save, lambda _: None), save])
     assert "learning_rate" in error.value.fix
     alone = State(normed(), stream(*(noisy(step) for step in range(30))))
     assert equal(weights(state.task.model), weights(fit(alone, 8).task.model))
@@ -885,6 +889,44 @@ class Moving(GAN):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.seen = state["seen"]
+
+
+def test_training_goes_on_while_a_copy_is_written(tmp_path: Path) -> None:
+    """The writing of step 2 hangs, until step 5 lets go of it: what it then wrote are the weights of step 2."""
+    (tmp_path / "step-00000000").mkdir()
+    os.mkfifo(
+        manifest := tmp_path / "step-00000000" / checkpoint.MANIFEST
+    )  # rotation reads it: opening waits for a writer
+    was: dict[int, dict[str, Tensor]] = {}
+
+    def look(state: State, step: Step) -> None:
+        was[step.number] = {f"generator/{key}": value for key, value in weights(state.task.generator).items()}
+        if step.number == 5:
+            manifest.write_text("let go")
+            manifest.unlink()
+
+    state = State(Moving("adamw"), stream(window([0, 1])))
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(tmp_path, 2, 6, tracker, Best(), lambda: 0.0)
+        # a save of step 4 would wait for the one of step 2, and step 5 would never come
+        fit(state, 6, [look, lambda state, step: save(state, step) if step.number != 4 else None])
+    assert save.writing is None
+    for step in (2, 6):
+        path = tmp_path / f"step-{step:08d}"
+        saved = checkpoint.Checkpoint(path, step)
+        assert checkpoint.verify(path) is None and saved.state()["step"] == step
+        assert equal({key: saved.tensors("weights")[key] for key in was[step]}, was[step])
+
+
+def test_what_goes_wrong_in_the_background_is_raised_at_the_next_step(tmp_path: Path) -> None:
+    (folder := tmp_path / "checkpoints").write_text("in the way")
+    state = State(Moving("sgd"), stream(window([0, 1])))
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(folder, 2, 9, tracker, Best(), lambda: 0.0)
+        join = lambda *_: save.writing and save.writing.join()  # noqa: E731
+        with pytest.raises(UserError, match="step-00000002: the checkpoint could not be written"):
+            fit(state, 9, [save, join])
+    assert state.step == 3 and save.writing is None
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "muon"])

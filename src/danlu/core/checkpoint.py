@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import remove, sha256, whole
+from danlu.core.cache import read_text, remove, sha256, whole
 from danlu.core.errors import UserError
 
 
@@ -51,9 +51,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with whole(final, alone=True) as building:  # the same step may be there, after a resume from an earlier one
             building.mkdir()
             for name, part in tensors.items():
@@ -65,18 +65,25 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping
             }
             (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        free, said = shutil.disk_usage(folder).free, getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({said}; {free / 1e6:,.0f} MB free)",
-            "make room, then `danlu resume` the run: it goes on from the checkpoint before",
-        ) from error
+        raise _refused(final, "the checkpoint could not be written", error) from error
     return Checkpoint(final, step)
+
+
+def _refused(path: Path, what: str, error: Exception) -> UserError:
+    said, there = getattr(error, "strerror", None) or error, next(each for each in path.parents if each.is_dir())
+    return UserError(
+        f"{path}: {what} ({said}; {shutil.disk_usage(there).free / 1e6:,.0f} MB free)",
+        "make room, then `danlu resume` the run: it goes on from the newest checkpoint that verifies",
+    )
 
 
 def verify(path: Path) -> str | None:
     """None when every file of the manifest is there and has its SHA-256, else what is wrong."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(read_text(path / MANIFEST))
+        step = f"step-{manifest['step']:08d}"
+        if manifest["format"] != 1 or (path.name.startswith("step-") and path.name != step):
+            return f"{MANIFEST} is one of format {manifest['format']} and {step}, expected 1 and {path.name}"
         if missing := {"state.json", "weights.safetensors"} - manifest["files"].keys():
             return f"{MANIFEST} does not name {min(missing)}"
         for name, expected in manifest["files"].items():
@@ -104,6 +111,9 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None
     """Delete old checkpoints, but never before `keep` newer ones verify.
 
     needs: the step that a kept checkpoint cannot do without (its best); that one stays too.
+
+    Raises:
+        UserError: the disk refuses to delete one; all that were to stay are untouched.
     """
     for left in folder.glob(".building-*"):
         remove(left)
@@ -117,4 +127,7 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None
     needed = {f"step-{step:08d}" for step in map(needs, kept) if step is not None}
     for path in old:
         if path.name not in needed:
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise _refused(path, "an old checkpoint could not be deleted", error) from error

@@ -283,9 +283,10 @@ def update(
     until, every = number(options.steps), number(options.validate_every)
     progress, interrupt = hooks.Progress(until), hooks.Interrupt()
     batches = validation(prepared)
+    save = hooks.Save(run.checkpoints, every, until, tracker, best, clock)
     chain: list[Any] = [
         hooks.Record(tracker, prepared.steps_per_epoch),
-        hooks.Skipped(run.checkpoints, progress.say),
+        hooks.Skipped(save, progress.say),
         *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
         interrupt,
     ]
@@ -297,7 +298,7 @@ def update(
         )
     chain += [
         *modality(prepared.task).watch(run.path, prepared, built.model, every, until, progress.say),
-        hooks.Save(run.checkpoints, every, until, tracker, best, clock),
+        save,
         Page(run.path, every),
         progress,
     ]
@@ -306,6 +307,8 @@ def update(
         with listening(interrupt):
             fit(state, until, chain)
     finally:
+        if save.writing:  # after an error: nobody else may have the run before
+            save.writing.join()
         tracker.close()
     if state.stop and state.stop.startswith("interrupted"):
         run.update(status="interrupted")

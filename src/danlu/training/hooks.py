@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -108,7 +110,7 @@ class Skipped:
     """Says which updates were skipped; after as many in a row as there may be, the weights go back to those of the newest checkpoint, and the
     data goes on behind the rows. Once: what is skipped right after that again ends training."""
 
-    folder: Path
+    saved: Save
     say: Callable[[str], None]
 
     def __call__(self, state: State, step: Step) -> None:
@@ -121,7 +123,8 @@ class Skipped:
             self.say(f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} (rows {rows})")
             recent = state.recent[name]
             if recent.skipped == state.skips and not recent.returned:
-                found, _ = checkpoint.newest(self.folder)
+                self.saved.wait()
+                found, _ = checkpoint.newest(self.saved.folder)
                 if found is not None:
                     restore_learned(state, found)
                     recent.skipped, recent.returned = 0, True
@@ -215,7 +218,11 @@ def best_step(saved: Checkpoint) -> int | None:
 @dataclass
 class Save:
     """A verified checkpoint every `every` steps, at the last one, and whenever training stops early; none between two skipped updates,
-    so that the newest one is always good."""
+    so that the newest one is always good.
+
+    A copy is taken between two updates, and written in the background while training goes on: one at a time, and the last one is
+    waited for. What goes wrong is raised at the next step. The copy takes as much memory as weights and optimizer.
+    """
 
     folder: Path
     every: int
@@ -223,14 +230,25 @@ class Save:
     tracker: Tracker
     best: Best
     elapsed: Callable[[], float]
+    writing: threading.Thread | None = None
+    failed: Exception | None = None
 
     def __call__(self, state: State, step: Step) -> None:
-        regular = state.step % self.every == 0 and not unsettled(state)
-        if regular or state.step == self.until or state.stop is not None:
-            self.now(state)
+        if self.failed:
+            self.wait()
+        ends = state.step == self.until or state.stop is not None
+        if ends or (state.step % self.every == 0 and not unsettled(state)):
+            self.begin(state)
+        if ends:
+            self.wait()
 
-    def now(self, state: State) -> None:
+    def begin(self, state: State) -> None:
+        """Copy everything, and start to write it."""
+        self.wait()
         tensors, content = snapshot(state)
+        tensors = {
+            name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in tensors.items()
+        }
         stop = None if (state.stop or "").startswith("interrupted") else state.stop
         content |= {
             "best": asdict(self.best),
@@ -238,8 +256,28 @@ class Save:
             "stop": stop,
             "seconds": self.elapsed(),
         }
-        checkpoint.save(self.folder, state.step, tensors, content)
-        checkpoint.rotate(self.folder, needs=best_step)
+        self.writing = threading.Thread(target=self.write, args=(state.step, tensors, copy.deepcopy(content)))
+        self.writing.start()
+
+    def write(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], content: Mapping[str, Any]) -> None:
+        """In the background: save, then rotate."""
+        try:
+            checkpoint.save(self.folder, step, tensors, content)
+            checkpoint.rotate(self.folder, needs=best_step)
+        except Exception as error:  # noqa: BLE001 (raised by `wait`)
+            self.failed = error
+
+    def wait(self) -> None:
+        """Until nothing is being written any more; whoever reads checkpoints waits first.
+
+        Raises:
+            UserError: the checkpoint could not be written.
+        """
+        if self.writing:
+            self.writing.join()
+        error, self.writing, self.failed = self.failed, None, None
+        if error:
+            raise error
 
 
 def unsettled(state: State) -> bool:
