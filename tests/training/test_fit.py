@@ -8,6 +8,7 @@ import random
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -892,25 +893,30 @@ class Moving(GAN):
 
 
 def test_training_goes_on_while_a_copy_is_written(tmp_path: Path) -> None:
-    """The writing of step 2 hangs, until step 5 lets go of it: what it then wrote are the weights of step 2."""
-    (tmp_path / "step-00000000").mkdir()
-    os.mkfifo(
-        manifest := tmp_path / "step-00000000" / checkpoint.MANIFEST
-    )  # rotation reads it: opening waits for a writer
+    """Step 2 is written only after step 5 was trained: what it then holds are the weights of step 2."""
+    go_on = threading.Event()
+
+    class Held(Save):
+        def write(self, *what: Any) -> None:
+            assert go_on.wait(60)
+            super().write(*what)
+
     was: dict[int, dict[str, Tensor]] = {}
 
     def look(state: State, step: Step) -> None:
         was[step.number] = {f"generator/{key}": value for key, value in weights(state.task.generator).items()}
         if step.number == 5:
-            manifest.write_text("let go")
-            manifest.unlink()
+            assert not list(tmp_path.glob("step-*"))
+            go_on.set()
 
-    state = State(Moving("adamw"), stream(window([0, 1])))
     with closing(Tracker(tmp_path)) as tracker:
-        save = Save(tmp_path, 2, 6, tracker, Best(), lambda: 0.0)
-        # a save of step 4 would wait for the one of step 2, and step 5 would never come
-        fit(state, 6, [look, lambda state, step: save(state, step) if step.number != 4 else None])
-    assert save.writing is None
+        save = Held(tmp_path, 2, 6, tracker, Best(), lambda: 0.0)
+        # the save of step 4 would wait for that of step 2, and step 5 would never come
+        fit(
+            State(Moving("adamw"), stream(window([0, 1]))),
+            6,
+            [look, lambda state, step: save(state, step) if step.number != 4 else None],
+        )
     for step in (2, 6):
         path = tmp_path / f"step-{step:08d}"
         saved = checkpoint.Checkpoint(path, step)
