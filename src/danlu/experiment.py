@@ -19,6 +19,14 @@ from danlu.training.options import TrainingOptions
 
 T = TypeVar("T")
 
+UNREAD = {
+    ("method", "full"): ("rank", "alpha", "lora_dropout", "lora_targets"),
+    ("optimizer", "adam"): ("momentum",),
+    ("optimizer", "adamw"): ("momentum",),
+    ("optimizer", "sgd"): ("beta1", "beta2", "epsilon"),
+}
+"""A setting and its value -> the settings that are then not read."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -127,8 +135,15 @@ def check_read(asked: Asked) -> None:
     """Every key and type is right, and read by the task.
 
     Raises:
-        UserError: a key that the task would ignore.
+        UserError: a key that the task, or the value of another setting, would leave without effect.
     """
+    values = config.flat(asked.experiment)
+    for by, value in UNREAD:
+        if values[by] == value and (idle := unread(asked, by, value)):
+            raise UserError(
+                f"{idle[0]}: found {values[idle[0]]!r} ({asked.settings[idle[0]].origin}), which {by}={value} does not read",
+                f"leave it out, or set {by}={'lora' if by == 'method' else 'adamw' if value == 'sgd' else 'sgd'}",
+            )
     task = asked.experiment.task.task
     readers = {key: field.metadata["tasks"] for _, key, field, _ in config.leaves(Experiment)}
     for key, setting in asked.settings.items():
@@ -139,6 +154,13 @@ def check_read(asked: Asked) -> None:
                 f"{key}: found {setting.value!r} ({setting.origin}), which {task} does not read",
                 f"leave it out; it belongs to {', '.join(readers[key])}",
             )
+
+
+def unread(asked: Asked, by: str, value: str) -> list[str]:
+    """Settings that a person changed and that have no effect where the setting `by` is `value`."""
+    changed = changes(asked.experiment)
+    keys = (key for key in UNREAD.get((by, value), ()) if key in changed and key in asked.settings)
+    return [key for key in keys if not asked.settings[key].origin.startswith("recipe")]
 
 
 def changes(experiment: Experiment) -> dict[str, Any]:

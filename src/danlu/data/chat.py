@@ -98,6 +98,11 @@ def conversation(
             f"{row.place}: found tool definitions in column 'tools', which are not learned from",
             "remove the column, or write the tools into the system message",
         )
+    if values.get("history"):
+        raise UserError(
+            f"{row.place}: found earlier turns in column 'history', which are not learned from",
+            "write the conversation as `messages`, or remove the column",
+        )
     if form == "prompt/completion":
         messages = _pair(row, columns)
     else:

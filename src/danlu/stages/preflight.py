@@ -128,7 +128,7 @@ def in_words(found: dict[str, Any], prepared: Prepared) -> list[str]:
     if cut["rows"]:
         learned = f", {cut['learned']:,} of them learned ones" if not prepared.labels else ""
         lines.append(
-            f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}"
+            f"  cut: {cut['rows']} rows are longer than {prepared.experiment.data.max_tokens} tokens and lose {cut['tokens']:,}{learned}; raise max_tokens where the model allows it, or leave them out: too_long=drop"
         )
     return lines
 

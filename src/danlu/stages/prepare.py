@@ -365,7 +365,7 @@ def shared_findings(
         unclear = contradictions(keys["train"], [str(item.label) for item in parts["train"]])
         if unclear:
             notes.append(
-                f"{len(unclear)} rows stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}"
+                f"{len(unclear)} rows stand in training with two different labels, for example {parts['train'][unclear[0][0]].place}: mend or remove one of each"
             )
     for name in ("validation", "test"):
         if absent := [label for label in labels if parts[name] and all(item.label != label for item in parts[name])]:
@@ -376,7 +376,7 @@ def shared_findings(
     for label in labels:
         spelled.setdefault(normal_form(label), []).append(label)
     notes += [
-        f"warning: the labels {' and '.join(map(repr, similar))} differ only in case or width"
+        f"warning: the labels {' and '.join(map(repr, similar))} differ only in case or width, and are learned as different: write them alike if they are one"
         for similar in spelled.values()
         if len(similar) > 1
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from danlu.data.clean import has_html, is_damaged, language_of, share
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.tokenizer import Tokenizer
-from danlu.experiment import Asked, Experiment
+from danlu.experiment import Asked, Experiment, unread
 from danlu.models import decoder, encoder
 from danlu.models.catalogue import MODELS
 from danlu.models.generate import Sampling
@@ -88,6 +89,8 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
     check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()), weights)
     unknown = encoded["train"].unknown / max(1, encoded["train"].tokens)
+    if tokenizer.unknown is None:
+        unknown = dropped_share([item.text for item in parts["train"]], tokenizer)
     check_unknown(unknown, parts["train"], base, options.unknown_share)
     if not len(encoded["train"].rows):
         reasons = (
@@ -97,7 +100,14 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
         raise UserError(f"nothing to learn: {reasons}", "look at `danlu preflight`, raise max_tokens or mend the data")
     settings = derive(asked, base, weights, encoded, chat, len(parts["validation"]))
     findings = describe(base, sources, parts, encoded, dropped, labels, tokenizer)
+    findings["unknown_share"] = unknown
+    if unknown >= 0.01:
+        findings["notes"].append(
+            f"warning: {unknown:.0%} of the tokens are unknown to the tokenizer, and all one to the model: mend the text, or give a model for its language"
+        )
     findings["notes"] += learned_before(base, parts["test"])
+    if chat:
+        findings["notes"] += alike(parts["train"], experiment.task.system)
     return Prepared(
         asked=asked,
         experiment=config.build(Experiment, settings),
@@ -154,6 +164,8 @@ def derive(
     reason = f"{weights.parameters / 1e6:,.0f} M weights " + (
         "train whole in little memory" if small else "would need 16 bytes each to train whole"
     )
+    if of_lora := unread(asked, "method", "full"):
+        small, reason = False, f"{of_lora[0]}= belongs to it"
     lora = opened.fill("method", "full" if small else "lora", reason) == "lora"
     adam = (2e-4 if chat else 5e-4) if lora else (2e-5 if chat or not small else 1e-4)
     why = (
@@ -215,7 +227,7 @@ def describe(
         language = language_of(texts)
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
-    notes += flaws(parts, tokenizer)
+    notes += flaws(parts, tokenizer) + lost(texts, tokenizer)
     cuts: dict[str, int] = {}
     for each in encoded.values():
         for reason, count in each.cut.items():
@@ -227,7 +239,6 @@ def describe(
             "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
             "lengths": spread(lengths),
         },
-        "unknown_share": encoded["train"].unknown / max(1, encoded["train"].tokens),
         "truncated": {
             "rows": cuts.get("rows", 0),
             "tokens": cuts.get("tokens", 0),
@@ -245,8 +256,62 @@ def flaws(
     tests = ((is_damaged, "damaged text (an encoding read as another)"), (has_html, "HTML"))
     shares = [(share(texts, test), what) for test, what in tests]
     found = [f"{part:.0%} of the training rows contain {what}" for part, what in shares if part >= 0.01]
-    if smuggled := sum(tokenizer.specials_in(item.text) > 0 for items in parts.values() for item in items):
-        found.append(f"{smuggled} rows contain the text of a special token such as the end of a turn; {read}")
+    smuggled = [item.place for items in parts.values() for item in items if tokenizer.specials_in(item.text)]
+    if smuggled:
+        found.append(
+            f"{len(smuggled)} rows contain the text of a special token such as the end of a turn, for example {smuggled[0]}; {read}: write it otherwise where that is not meant"
+        )
+    return found
+
+
+def lost(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """What the tokenizer takes from the texts before it reads them: words that differ only in that are one to the model."""
+    normalizer, counts = tokenizer.rust.normalizer, {"capitals": 0, "accents": 0}
+    for text in texts if normalizer else ():
+        read = normalizer.normalize_str(text)
+        counts["capitals"] += any(map(str.isupper, text)) and not any(map(str.isupper, read))
+        accents, left = (sum(map(unicodedata.combining, unicodedata.normalize("NFD", each))) for each in (text, read))
+        counts["accents"] += left < accents
+    told = " and ".join(f"the {what} of {count}" for what, count in counts.items() if count)
+    return [f"the tokenizer drops {told} training rows; where they matter, take a cased model"] if told else []
+
+
+def dropped_share(texts: Sequence[str], tokenizer: Tokenizer) -> float:
+    """Of the letters and digits, those no token stands for: a vocabulary without a token for the unknown leaves them out.
+
+    Looked at in at most 500 texts, evenly spread.
+    """
+    missing = characters = 0
+    for place in sorted({int(place) for place in np.linspace(0, len(texts) - 1, min(500, len(texts)))}):
+        covered = {at for first, behind in tokenizer.offsets(texts[place])[1] for at in range(first, behind)}
+        letters = [at for at, character in enumerate(texts[place]) if character.isalnum()]
+        characters += len(letters)
+        missing += sum(at not in covered for at in letters)
+    return missing / max(1, characters)
+
+
+def alike(items: Sequence[Item], system: str | None) -> list[str]:
+    """Warnings of conversations that all begin with a system message which nobody puts before a question, or that all teach one answer."""
+    conversations = [item.values["messages"] for item in items]
+    first = {
+        str(messages[0]["content"]) for messages in conversations if messages[0]["role"] in ("system", "developer")
+    }
+    found = []
+    if system is None and all(messages[0]["role"] in ("system", "developer") for messages in conversations):
+        said = json.dumps(min(first), ensure_ascii=False)
+        found.append(
+            "warning: every training row has a system message, and a question without one is of a form that is never learned: "
+            + (
+                f"give it as system={said}, so that it is put before questions too"
+                if len(first) == 1 and len(said) <= 200
+                else "ask with one"
+            )
+        )
+    answers = {str(m["content"]).strip() for messages in conversations for m in messages if m["role"] == "assistant"}
+    if len(answers) == 1 and len(items) > 1:
+        found.append(
+            f"warning: all {len(items)} training rows teach one answer, {min(answers)[:60]!r}: is it the right column?"
+        )
     return found
 
 

@@ -6,10 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from danlu.core.errors import UserError
-from danlu.data.chat import conversation, recognise, teach_all
+from danlu.data.chat import LISTS, PAIRS, conversation, recognise, teach_all
 from danlu.data.clean import normal_form
 from danlu.data.loader import IGNORED, Rows
 from danlu.data.options import DataOptions
@@ -93,11 +94,13 @@ class Conversations:
             )
         self.columns = (data.text, data.label) if data.text and data.label else None
         self.group, self.system, self.bad_rows = data.group, task.system, data.bad_rows
-        self.said = ""
+        self.unread, self.said = partial(unread, data), ""
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         form = recognise(source, self.columns)
-        self.said = f"chat in {form} form"
+        pair = self.columns or next((pair for pair in PAIRS if set(pair) <= set(source.columns)), ())
+        read = (*pair, "input", "tools") if form == "prompt/completion" else (*LISTS, "tools")
+        self.said = f"chat in {form} form" + self.unread(source, *read, "system", "system_prompt")
 
         def item(row: Row) -> Item:
             messages = conversation(row, form, self.system, self.columns)
@@ -119,6 +122,10 @@ class Conversations:
                 continue
             if len(taught) > 1:
                 cut["rows in several examples, because the template rewrites history"] += 1
+            if any(example.dropped for example in taught):
+                cut["rows in which what stands behind the last answer is left out: give it an answer"] += 1
+            if any(m["role"] == "assistant" and said_in([m]) == "assistant: " for m in item.values["messages"]):
+                cut["rows in which an empty answer is shown and not learned: fill or remove it"] += 1
             for example in taught:
                 tokens += len(example.ids)
                 unknown += (
@@ -154,6 +161,7 @@ class LabelledTexts:
         text_column = column(source, self.data.text, TEXTS, "text")
         label_column = column(source, self.data.label, LABELS, "label")
         self.said = f"texts in column {text_column!r}, labels in column {label_column!r}"
+        self.said += unread(self.data, source, text_column, label_column)
 
         def item(row: Row) -> Item:
             text, label = text_of(row, text_column), cell(row, label_column)
@@ -196,7 +204,7 @@ class RunningText:
 
     def items(self, source: Source) -> tuple[list[Item], Account]:
         name = column(source, self.data.text, TEXTS, "text")
-        self.said = f"documents in column {name!r}"
+        self.said = f"documents in column {name!r}" + unread(self.data, source, name)
 
         def item(row: Row) -> Item:
             text = text_of(row, name)
@@ -216,6 +224,12 @@ def usable(source: Source, item: Callable[[Row], Item], group: str | None, bad_r
         except UserError as error:
             refuse(error, row, bad_rows, account)
     return found, account
+
+
+def unread(data: DataOptions, source: Source, *read: str) -> str:
+    """The columns of a source that nothing is learned from, to be said aloud."""
+    names = [repr(name) for name in source.columns if name not in (*read, data.group, data.time)]
+    return f"; not read: {', '.join(names[:8])}" + f" and {len(names) - 8} more" * (len(names) > 8) if names else ""
 
 
 def text_of(row: Row, name: str) -> str:
