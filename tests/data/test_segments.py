@@ -9,7 +9,7 @@ from tests.stages.conftest import rows_of
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from danlu.data import segments
-from danlu.data.segments import PATTERNS, Segments, separable
+from danlu.data.segments import PATTERNS, Segments, divisible, separable
 from danlu.data.vocabulary import learn
 
 
@@ -104,4 +104,20 @@ def test_what_looks_across_spaces_is_not_cut():
     prefixed = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
     replaced = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
     replaced.normalizer = normalizers.Replace(" ", "_")
-    assert not any(map(separable, (spaced, stripping, whole, other, prefixed, replaced)))
+    behind = byte_level(
+        pre_tokenizers.Split(Regex(r"\S+ \S+"), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    )
+    assert not any(map(separable, (spaced, stripping, whole, other, prefixed, replaced, behind)))
+
+
+def test_what_looks_beyond_a_word_is_not_divided():
+    """Ids stay those of the tokenizer: an added token with a hyphen in it, pieces of letters and underscores, pieces of a whole segment."""
+    added = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    added.add_tokens([AddedToken("the-end", normalized=False)])
+    wordly, spaced = byte_level(pre_tokenizers.Whitespace()), byte_level(pre_tokenizers.WhitespaceSplit())
+    for rust in (added, wordly, spaced):
+        assert separable(rust) and not divisible(rust)
+        texts = ["this is the-end, of_it all_", "a-the-end b_c a,b"]
+        expected = [encoding.ids for encoding in rust.encode_batch(texts, add_special_tokens=False)]
+        assert [ids.tolist() for ids in Segments(rust).ids(texts)] == expected
+    assert all(divisible(KINDS[name]) for name in KINDS if name != "unigram")
