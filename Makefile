@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format docs lock clean
+.PHONY: help setup demo test test-faults check format docs lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything locked; nothing to do the second time (PYTHON=python3.12 chooses the interpreter)
 
@@ -38,6 +38,9 @@ demo: $(READY) ## fine-tune a real model on the bundled sample and ask it before
 
 test: $(READY) ## run the tests (ARGS="-k resume" chooses)
 	$(BIN)/pytest -q -n auto --maxprocesses 4 $(ARGS)
+
+test-faults: $(READY) ## the long tests of a run that is killed, on a disk that fails (ARGS="-k kills" chooses)
+	$(BIN)/pytest -q -m "faults or not faults" tests/faults $(ARGS)
 
 check: $(READY) ## linter, formatter, types, import contracts
 	$(BIN)/ruff check
