@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,16 @@ def write_json(path: Path, value: Any) -> None:
     """A small JSON file, whole or not at all."""
     with whole(path) as building:
         building.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_text(path: Path, most: int = 20_000_000) -> str:
+    """A text that somebody else wrote. OSError: more bytes than `most`, or no regular file: a pipe or a device may never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path.name} is a pipe, a device or a folder, expected a file")
+    if found.st_size > most:
+        raise OSError(f"{path.name} has {found.st_size:,} bytes, expected at most {most:,}")
+    return path.read_text("utf-8")
 
 
 def sha256(path: Path) -> str:

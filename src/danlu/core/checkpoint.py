@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import remove, sha256, whole
+from danlu.core.cache import read_text, remove, sha256, whole
 from danlu.core.errors import UserError
 
 
@@ -80,7 +80,7 @@ def _refused(path: Path, what: str, error: Exception) -> UserError:
 def verify(path: Path) -> str | None:
     """None when every file of the manifest is there and has its SHA-256, else what is wrong."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(read_text(path / MANIFEST))
         step = f"step-{manifest['step']:08d}"
         if manifest["format"] != 1 or (path.name.startswith("step-") and path.name != step):
             return f"{MANIFEST} is one of format {manifest['format']} and {step}, expected 1 and {path.name}"

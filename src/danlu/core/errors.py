@@ -48,6 +48,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
+def panics_told() -> Iterator[None]:
+    """A failed assertion of a library in Rust, which goes past every `except Exception`, as a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
+
+
+@contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
     """What goes wrong in here, while a model's folder is read, is the folder's fault: a UserError that names it.
 
@@ -56,7 +67,8 @@ def reading(folder: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        yield
+        with panics_told():
+            yield
     except (
         ImportError,
         OSError,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danlu.core.cache import whole
+from danlu.core.cache import read_text, whole
 from danlu.core.errors import UserError, nearest
 from danlu.core.types import IMAGE_TASKS
 
@@ -123,7 +123,7 @@ class Run:
         """A JSON file of the run, whatever it holds."""
         path = self.path / name
         try:
-            loaded = json.loads(path.read_text("utf-8"))
+            loaded = json.loads(read_text(path))
         except FileNotFoundError:
             raise UserError(f"{path} is not there", "the run was cut off before it; `danlu resume` the run") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -257,7 +257,7 @@ def create(path: Path, fill: Callable[[Run], None] = lambda _: None, **facts: An
 def is_run(path: Path) -> bool:
     """Whether a directory is a run: other programs write a run.json too, and theirs is never written to or deleted."""
     try:
-        facts = json.loads((path / "run.json").read_text("utf-8"))
+        facts = json.loads(read_text(path / "run.json"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and {"format", "name", "created"} <= facts.keys()

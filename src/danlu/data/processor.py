@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from danlu.core.cache import read_text
 from danlu.core.errors import UserError, nearest, reading
 from danlu.data.images import MAX_PIXELS, Survey, decode
 
@@ -188,10 +189,10 @@ class Processor:
                 "copy it from where the model came from",
             )
         with reading(folder):
-            config = json.loads((folder / FILE).read_text("utf-8"))
+            config = json.loads(read_text(folder / FILE))
             named = config.get("image_processor_type") or config.get("feature_extractor_type")
             if named is None:  # older files leave it to the model's type
-                kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+                kind = json.loads(read_text(folder / "config.json"))["model_type"]
                 named = "ViT" if kind == "vit" else "ConvNext" if kind in ("resnet", "convnext", "convnextv2") else kind
             kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
             if kind not in DEFAULTS:
