@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any, cast
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
 import numpy as np
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from danlu.core.errors import UserError, reading
+from danlu.core.cache import read_text
+from danlu.core.errors import UserError, panics_told, reading
 from danlu.data.segments import Segments, separable
 
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-STEPS = 3_000_000
-"""Passes of loops in one rendering, a call counting as twenty: some seconds, far beyond any conversation."""
+STEPS = 1_000_000
+"""Passes of loops in one rendering, a call counting as twenty, eight characters as one: a second, far beyond any conversation."""
 
 LARGEST = 10_000_000
 """Characters, elements or bits that one product in a template may have."""
@@ -84,7 +87,8 @@ class Tokenizer:
         if not file.is_file():
             return cls._converted(folder, template)
         try:
-            rust = tokenizers.Tokenizer.from_file(str(file))
+            with panics_told():
+                rust = tokenizers.Tokenizer.from_str(read_text(file, 1 << 27))
         except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
             raise UserError(
                 f"{file}: not a tokenizer: {error}", "download or export the model's folder again"
@@ -136,7 +140,17 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Text -> ids; `special` adds what the model expects around a text ([CLS] … [SEP], a BOS)."""
-        return self.rust.encode(text, add_special_tokens=special).ids
+        with self._blamed():
+            return self.rust.encode(text, add_special_tokens=special).ids
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What goes wrong in here is the tokenizer's fault: a pattern of its file that goes back without end, for one."""
+        try:
+            with panics_told():
+                yield
+        except RuntimeError as error:
+            raise UserError(f"{self.name}: its tokenizer fails on a text: {error}", "use another tokenizer") from None
 
     def least(self, text: str, enough: int) -> int:
         """Tokens that a text has at least, if those are `enough`, a hundred or more; else 0. Of a text of any length only a beginning is read.
@@ -152,7 +166,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Many texts at once, on all cores."""
-        return [encoding.ids for encoding in self.rust.encode_batch_fast(list(texts), add_special_tokens=special)]
+        with self._blamed():
+            return [encoding.ids for encoding in self.rust.encode_batch_fast(list(texts), add_special_tokens=special)]
 
     def documents(self, texts: Sequence[str], causal: bool) -> list[np.ndarray]:
         """Running text as int32 ids: for a decoder with what begins a text and the token that ends it, for an encoder bare.
@@ -186,16 +201,19 @@ class Tokenizer:
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of the text, and for each the characters it stands for: (first, behind the last)."""
-        encoding = self.rust.encode(text, add_special_tokens=False)
+        with self._blamed():
+            encoding = self.rust.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Ids -> text."""
-        return self.rust.decode(list(ids), skip_special_tokens=skip_special)
+        with self._blamed():
+            return self.rust.decode(list(ids), skip_special_tokens=skip_special)
 
     def decode_batch(self, batch: Sequence[Sequence[int]], skip_special: bool = False) -> list[str]:
         """Many at once, on all cores."""
-        return self.rust.decode_batch([list(ids) for ids in batch], skip_special_tokens=skip_special)
+        with self._blamed():
+            return self.rust.decode_batch([list(ids) for ids in batch], skip_special_tokens=skip_special)
 
     @cached_property
     def size(self) -> int:
@@ -303,14 +321,11 @@ class Tokenizer:
                 **self.named,
             )
         except jinja2.TemplateError as error:
-            raise UserError(
-                f"{self.name}: the chat template refuses this conversation: {error.message}", _refused(messages)
-            ) from None
+            said = f"refuses this conversation: {error.message}"
         except FAULTS as error:
-            raise UserError(
-                f"{self.name}: the chat template fails on this conversation: {str(error) or type(error).__name__}",
-                _refused(messages),
-            ) from None
+            said = f"fails on this conversation: {str(error)[:500] or type(error).__name__}"
+        # Raised out here, so that the error does not keep what the template had made.
+        raise UserError(f"{self.name}: the chat template {said}", _refused(messages))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer so that transformers, vLLM and llama.cpp's converter read it."""
@@ -333,7 +348,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: broken JSON: {error}", "download or export the model's folder again") from None
     if not isinstance(value, dict):
@@ -367,14 +382,14 @@ def _template(folder: Path, config: Mapping[str, Any], wanted: str | None) -> st
         if not file.is_file():
             raise UserError(f"template={wanted}: no such file", "name a file with a Jinja chat template")
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_text(file)
             _compiled(text)
         except UnicodeDecodeError as error:
             raise UserError(f"template={wanted}: not UTF-8: {error}", "save it as UTF-8") from None
         return text
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     inline = config.get("chat_template")
     if isinstance(inline, list):  # several named ones
         inline = {entry["name"]: entry["template"] for entry in inline}.get("default")
@@ -464,16 +479,68 @@ def _now(format: str) -> str:  # noqa: A002 (a template may name it)
     return datetime.now().strftime(format)  # noqa: DTZ005 (a template means the day on the person's clock)
 
 
+def weigh(name: str, given: Sequence[Any]) -> None:
+    """Refuse a call of this name that would make something far too large, before it is made; given: what it is called on, and with."""
+    size = max((each for each in given if isinstance(each, int)), default=0)
+    first, *rest = [len(each) if isinstance(each, str) else 0 for each in given[:3]] or [0]
+    if name in ("format", "format_map") and first and re.search(r"\d{5}|\*", given[0]):
+        size = LARGEST + 1  # a width, or one that is given with the values
+    elif name in ("replace", "translate", "indent", "expandtabs"):
+        size = max(size, 1) * (first + 1) * max(rest, default=1)
+        if name == "replace" and len(given) > 2 and isinstance(given[0], str) and isinstance(given[1], str):
+            size = given[0].count(given[1]) * max(rest)
+    elif name == "join" and len(given) > 1:
+        size = sum(
+            len(each) for part in given if isinstance(part, (list, tuple)) for each in part if isinstance(each, str)
+        )
+        size += first * max((len(part) for part in given if isinstance(part, (list, tuple))), default=0)
+    if size > LARGEST:
+        raise jinja2.TemplateError(f"a result of {name!r} too large, at most {LARGEST:,}")
+
+
+def weighed(value: Any) -> Any:
+    """A result that is not too large: of elements a tenth of the characters."""
+    if isinstance(value, (str, bytes, list, tuple, dict)):
+        most = LARGEST if isinstance(value, (str, bytes)) else LARGEST // 10
+        if len(value) > most:
+            raise jinja2.TemplateError(f"a value of {len(value):,} characters or elements, at most {most:,}")
+    return value
+
+
+def _careful(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose result cannot be too large."""
+
+    @wraps(function)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        given = args[1:] if hasattr(function, "jinja_pass_arg") else args
+        weigh(name, (*given, *kwargs.values()))
+        return weighed(function(*args, **kwargs))
+
+    return filtered
+
+
+class _Code(jinja2.compiler.CodeGenerator):
+    """Jinja's, in which `~` goes through the environment."""
+
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802 (jinja's name)
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's, which keeps a template from Python's insides, with bounds on time and memory besides."""
 
-    intercepted_binops = frozenset({"*", "**"})  # and so never computed while compiling, either
+    intercepted_binops = frozenset({"*", "**", "+", "%"})  # and so never computed while compiling, either
     left = STEPS
+    code_generator_class = _Code
 
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
-            raise jinja2.TemplateError(f"more than {STEPS:,} passes of loops, a call counting as 20")
+            raise jinja2.TemplateError(f"more than {STEPS:,} passes of loops, a call counting as 20, 8 characters as 1")
 
     def counted(self, iterable: Any) -> Any:
         """What a loop goes over, paid for."""
@@ -483,7 +550,21 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.spend(20)  # it takes about as long
-        return super().call(context, function, *args, **kwargs)
+        of = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+        given = (of, *args) if isinstance(of, (str, list, tuple, dict)) else args
+        weigh(getattr(function, "__name__", ""), (*given, *kwargs.values()))
+        return weighed(super().call(context, function, *args, **kwargs))
+
+    def shown(self, value: Any) -> Any:
+        """What is written out, paid for."""
+        if hasattr(value, "__len__"):
+            self.spend(len(value) >> 3)
+        return value
+
+    @staticmethod
+    def joined(parts: tuple[Any, ...]) -> str:
+        """`one ~ other`"""
+        return cast(str, weighed("".join(map(str, parts))))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         size = 0.0
@@ -495,7 +576,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             )
         if size > LARGEST:
             raise jinja2.TemplateError(f"a result of {operator!r} too large: {size:g}, at most {LARGEST:,}")
-        return super().call_binop(context, operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            weigh("format", (left, *(right if isinstance(right, tuple) else (right,))))
+        return weighed(super().call_binop(context, operator, left, right))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -508,7 +591,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 def _compiled(template: str) -> jinja2.Template:
     """The environment transformers renders templates in, so that they come out the same, byte for byte."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    environment.filters = {name: _careful(name, each) for name, each in environment.filters.items()}
     environment.filters |= {"tojson": _tojson, "counted": environment.counted}
+    environment.finalize = environment.shown
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
     try:
         return environment.from_string(template)
