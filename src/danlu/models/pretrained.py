@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from danlu.core import checkpoint
-from danlu.core.cache import build_once, cache_folder, remembered_sha256, sha256, whole, write_json
+from danlu.core.cache import build_once, cache_folder, read_text, remembered_sha256, sha256, whole, write_json
 from danlu.core.errors import UserError, nearest
 from danlu.core.run import find_run, is_run, nearby
 from danlu.models.catalogue import MODELS, Entry, Member
@@ -353,7 +353,8 @@ def stated_licence(folder: Path) -> str:
     if source.is_file():
         return str(read_json(source).get("licence") or "not stated")
     if card.is_file():
-        front = card.read_text("utf-8", "replace").split("\n---", 1)[0]
+        with card.open("rb") as file:
+            front = file.read(1 << 16).decode("utf-8", "replace").split("\n---", 1)[0]
         if found := re.search(r"^licen[sc]e:\s*[\"']?([^\s\"']+)", front, re.MULTILINE):
             return found[1]
     return "not stated"
@@ -362,7 +363,7 @@ def stated_licence(folder: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder; UserError when there is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}", "give a folder in the Hugging Face layout") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -565,6 +566,8 @@ def read_weights(
                     tensor = file.get_tensor(raw)
                     if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
                         wrong.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
+                    elif not tensor.isfinite().all():
+                        wrong.append(f"{name} has numbers that are not finite")
                     state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     if wrong:
         raise UserError(
@@ -716,6 +719,19 @@ def _load_foreign(
     return Foreign(network, task).train()
 
 
+def _without_code(settings: Any) -> Any:
+    """A configuration without what makes transformers fetch programs: `attn_implementation` may name anybody's repository."""
+    if isinstance(settings, list):
+        return [_without_code(each) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: _without_code(value)
+        for key, value in settings.items()
+        if not key.removesuffix("_internal").endswith("_implementation")
+    }
+
+
 def _transformers_class(folder: Path, settings: dict[str, Any], task: str) -> tuple[Any, Any]:
     """(the Auto class for this task, the configuration)"""
     import transformers
@@ -727,7 +743,7 @@ def _transformers_class(folder: Path, settings: dict[str, Any], task: str) -> tu
             f"{folder}/config.json: model_type {kind!r} is unknown to transformers {transformers.__version__}",
             "code that comes with weights is never run: choose another model, or a newer transformers",
         )
-    config = CONFIG_MAPPING[kind].from_dict(settings)
+    config = CONFIG_MAPPING[kind].from_dict(_without_code(settings))
     if task == "classification":
         classes: list[Any] = [transformers.AutoModelForSequenceClassification]
     else:
