@@ -87,6 +87,7 @@ def convert(file: Path, folder: Path) -> str:
 
 def _open(file: Path) -> GGUFReader:
     import gguf
+    import numpy as np
 
     with file.open("rb") as start:
         if start.read(4) != b"GGUF":
@@ -94,9 +95,18 @@ def _open(file: Path) -> GGUFReader:
                 f"{file} is not a GGUF file: it does not start with GGUF",
                 "give a .gguf file, or a folder with config.json",
             )
+
+    class Within(gguf.GGUFReader):  # type: ignore[misc]
+        """Reads nothing behind the end of the file: theirs gives empty arrays there, as often as a count in the file says."""
+
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends before what it says it holds")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
-        return gguf.GGUFReader(file)
-    except (ValueError, KeyError, IndexError, struct.error, OverflowError) as error:
+        return Within(file)
+    except (ValueError, KeyError, IndexError, struct.error, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is damaged, most likely cut short: {error}", "fetch the file again") from error
 
 
