@@ -6,75 +6,15 @@ import json
 import os
 import random
 import signal
-import time
 
 import pytest
-
-from danlu.core.track import read_lines
-
-
-RUN = ("batch_size=2", "precision=float32", "threads=1", "validate_every=1", "patience=none")
-
-
-def chat(chatter, chat_file, *more, steps=30):
-    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, "method=lora", f"steps={steps}", "answers=2", "answer_tokens=8", *more]  # fmt: skip
-
-
-def texts(sorter, text_file, *more, steps=20):
-    return ["finetune", "text-classification", f"model={sorter}", f"data={text_file}", *RUN, f"steps={steps}", "baselines=no", *more]  # fmt: skip
-
-
-def images(digits, recipe, *more, steps=30):
-    return ["pretrain", recipe, f"data={digits}", *RUN[1:], "batch_size=16", f"steps={steps}", *more]
-
-
-def corpus(text_file, recipe, *more, steps=40):
-    small = ("depth=2", "vocabulary=500", "max_tokens=32", "batch_size=2")
-    return ["pretrain", recipe, f"data={text_file}", *RUN[1:], *small, f"steps={steps}", *more]
-
-
-def outcome(run):
-    """What must be equal, bit for bit: weights, every number on the way, the figures of the test, the images shown."""
-    names = [
-        "metrics.jsonl",
-        "evaluation.json",
-        *(str(path.relative_to(run)) for path in (run / "samples").glob("*")),
-    ]
-    names += [f"data/{path.name}" for path in (run / "data").glob("[tv]*.*")]
-    found = {name: (run / name).read_bytes() for name in names}
-    return found | {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.name != "README.md"}
-
-
-def wait_for(condition, process, seconds=60):
-    """Until something is so, or the process has ended."""
-    deadline = time.monotonic() + seconds
-    while process.is_alive() and time.monotonic() < deadline:
-        if condition():
-            return True
-    return False
-
-
-def in_a_save(run):
-    """Whether a checkpoint is being written this moment."""
-    try:
-        with os.scandir(run / "checkpoints") as entries:
-            return any(entry.name.startswith(".building-") for entry in entries)
-    except FileNotFoundError:
-        return False
-
-
-def kill(process):
-    process.kill()
-    process.join()
-
-
-def steps(run):
-    return max((line["step"] for line in read_lines(run / "metrics.jsonl")), default=0)
+from tests.stages.killing import chat, corpus, images, kill, killed_often, outcome, steps, texts, wait_for
 
 
 @pytest.mark.parametrize("kind", ["chat", "texts", "gpt", "bert", "mlp", "gan"])
 def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, danlu, spawn, tmp_path):
-    """Ten for each kind: five inside a save, five at a moment drawn from the seed. A GAN has two learners and remembers running statistics."""
+    """Ten for each kind, five inside a save; `make test-faults` does it twenty times as often. A GAN has two learners and remembers running
+    statistics."""
     words = {
         "chat": lambda: chat(chatter, chat_file),
         "texts": lambda: texts(sorter, text_file, steps=80),
@@ -84,26 +24,9 @@ def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, d
         "gan": lambda: images(digits, "gan", steps=40),
     }[kind]()
     assert danlu(*words, "out=whole").code == 0
-    dice, run = random.Random(kind), tmp_path / "killed"
-    inside, killed = 0, []
-    while len(killed) < 10:
-        process = spawn([*words, "out=killed"], tmp_path)
-        before = steps(run)
-        if inside < 5 and len(killed) % 2 == 0:
-            further = before + dice.randint(0, 2)
-            if not wait_for(lambda further=further: steps(run) > further and in_a_save(run), process):
-                kill(process)
-                pytest.fail(f"no save was seen: {(tmp_path / 'said.txt').read_text()[-2000:]}")
-            kill(process)
-            inside += in_a_save(run)
-        else:
-            wait_for(lambda: run.exists(), process)
-            time.sleep(dice.uniform(0, 0.4))
-            kill(process)
-        killed.append(steps(run))
-        if danlu("runs", "compare", "killed", "killed").code == 0 and (run / "run.json").exists():
-            assert json.loads(danlu("show", "killed", "--json").out)["seed"]["value"] == 0
-    assert inside >= 4, "killed between two saves more often than inside one"
+    run = tmp_path / "killed"
+    killed_often([*words, "out=killed"], run, spawn, 10, random.Random(kind))
+    assert json.loads(danlu("show", "killed", "--json").out)["seed"]["value"] == 0
     assert danlu(*words, "out=killed").code == 0
     assert outcome(run) == outcome(tmp_path / "whole")
     assert not list((run / "checkpoints").glob(".building-*"))

@@ -1,0 +1,66 @@
+"""Two hundred kills, half of them inside a save: ten kinds of runs on tiny models, and two on real ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.stages.killing import RUN, chat, corpus, images, killed_often, outcome, texts
+from tests.stages.test_own import TORCH
+
+from danlu.core.checkpoint import verify
+
+
+pytestmark = pytest.mark.faults
+EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+def finished(words, spawn, folder):
+    process = spawn(words, folder)
+    process.join()
+    assert process.exitcode == 0, (folder / "said.txt").read_text()[-3000:]
+
+
+def killed_and_whole(words, times, spawn, folder, seed):
+    """The run that was killed so many times is the one that was not."""
+    finished([*words, "out=whole"], spawn, folder)
+    inside, epochs = killed_often([*words, "out=killed"], folder / "killed", spawn, times, random.Random(seed))
+    finished([*words, "out=killed"], spawn, folder)
+    assert outcome(folder / "killed") == outcome(folder / "whole")
+    left = sorted((folder / "killed" / "checkpoints").iterdir())
+    assert len(left) >= 2 and all(verify(path) is None for path in left)
+    print("\n" + json.dumps({"kind": seed, "kills": times, "inside a save": inside, "by epoch": Counter(epochs)}))
+    return epochs
+
+
+@pytest.mark.parametrize(
+    "kind", ["chat", "chat-full", "texts", "gpt", "bert", "mlp", "vit", "autoencoder", "gan", "own"]
+)
+def test_eighteen_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, spawn, tmp_path):
+    words = {
+        "chat": lambda: chat(chatter, chat_file, steps=90),
+        "chat-full": lambda: chat(chatter, chat_file, "method=full", steps=90),
+        "texts": lambda: texts(sorter, text_file, "batch_size=4", steps=90),
+        "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=90),
+        "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=90),
+        "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate", steps=90),
+        "vit": lambda: images(digits, "vit", "depth=2", steps=90),
+        "autoencoder": lambda: images(digits, "autoencoder", "hidden=32,8", "convolutional=no", "noise=0.3", steps=90),
+        "gan": lambda: images(digits, "gan", steps=90),
+        "own": lambda: images(digits, "image-classification", "model=theirs_killed:Net", "baselines=no", steps=90),
+    }[kind]()
+    (tmp_path / "theirs_killed.py").write_text(TORCH)
+    epochs = killed_and_whole(words, 18, spawn, tmp_path, kind)
+    assert max(Counter(epochs).values()) >= 3, "no epoch with three kills"
+
+
+@pytest.mark.parametrize("kind", ["smollm2", "minilm"])
+def test_ten_kills_of_a_real_model_change_nothing(kind, smollm2, minilm, spawn, tmp_path):
+    words = {
+        "smollm2": lambda: ["finetune", "chat", f"model={smollm2}", f"data={EXAMPLES / 'descriptions_chat.jsonl'}", *RUN, "method=lora", "max_rows=30", "max_tokens=96", "steps=30", "answers=2", "answer_tokens=8"],
+        "minilm": lambda: ["finetune", "text-classification", f"model={minilm}", f"data={EXAMPLES / 'sections.jsonl'}", *RUN, "max_rows=60", "steps=40", "baselines=no"],
+    }[kind]()  # fmt: skip
+    killed_and_whole(words, 10, spawn, tmp_path, kind)
