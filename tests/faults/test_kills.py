@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.stages.killing import RUN, chat, corpus, images, killed_often, outcome, texts
+from tests.stages.killing import RUN, chat, corpus, images, in_a_save, killed_often, outcome, texts
 from tests.stages.test_own import TORCH
 
 from danlu.core.checkpoint import verify
+from danlu.core.track import read_lines
 
 
 pytestmark = pytest.mark.faults
@@ -42,8 +49,8 @@ def killed_and_whole(words, times, spawn, folder, seed):
 def test_eighteen_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, spawn, tmp_path):
     words = {
         "chat": lambda: chat(chatter, chat_file, steps=90),
-        "chat-full": lambda: chat(chatter, chat_file, "method=full", steps=90),
-        "texts": lambda: texts(sorter, text_file, "batch_size=4", steps=90),
+        "chat-full": lambda: chat(chatter, chat_file, method="full", steps=90),
+        "texts": lambda: texts(sorter, text_file, steps=120),
         "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=90),
         "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=90),
         "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate", steps=90),
@@ -64,3 +71,59 @@ def test_ten_kills_of_a_real_model_change_nothing(kind, smollm2, minilm, spawn, 
         "minilm": lambda: ["finetune", "text-classification", f"model={minilm}", f"data={EXAMPLES / 'sections.jsonl'}", *RUN, "max_rows=60", "steps=40", "baselines=no"],
     }[kind]()  # fmt: skip
     killed_and_whole(words, 10, spawn, tmp_path, kind)
+
+
+def test_two_processes_killed_together_change_nothing(tmp_path):
+    """Eight kills of both, a moment apart, half inside a save."""
+    script = Path(__file__).parents[1] / "training" / "two_processes.py"
+    dice, inside, killed = random.Random(2), 0, []
+
+    def started(folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        return [
+            subprocess.Popen(
+                [sys.executable, script, folder, "120"], env={**shared, "RANK": rank}, stderr=subprocess.PIPE
+            )
+            for rank in "01"
+        ]
+
+    def finish(folder):
+        for process in started(folder):
+            said = process.communicate()[1]
+            assert process.returncode == 0, said.decode()
+
+    def lines():
+        return len(read_lines(run / "numbers-0" / "metrics.jsonl"))
+
+    run = tmp_path / "killed"
+    finish(tmp_path / "whole")
+    for number in range(8):
+        since, before = time.time_ns(), lines()
+        pair = started(run)
+        further = before + dice.randint(1, 9)
+        while lines() < further or (number % 2 == 0 and not in_a_save(run, since)):
+            assert all(process.poll() is None for process in pair), pair[0].stderr.read().decode()
+        first = dice.randrange(2)
+        pair[first].kill()
+        time.sleep(dice.choice([0, 0.02]))
+        pair[1 - first].kill()
+        for process in pair:
+            process.communicate()
+        assert pair[first].returncode == -signal.SIGKILL
+        inside += number % 2 == 0 and in_a_save(run, since)
+        killed.append(lines())
+    finish(run)
+    print("\n" + json.dumps({"kind": "two processes", "kills": 8, "inside a save": inside, "at steps": killed}))
+    for rank in (0, 1):
+        for name in (f"end-{rank}.safetensors", f"numbers-{rank}/metrics.jsonl"):
+            assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert inside >= 2

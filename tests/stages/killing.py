@@ -13,8 +13,8 @@ from danlu.core.track import read_lines
 RUN = ("batch_size=2", "precision=float32", "threads=1", "validate_every=1", "patience=none")
 
 
-def chat(chatter, chat_file, *more, steps=30):
-    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, "method=lora", f"steps={steps}", "answers=2", "answer_tokens=8", *more]  # fmt: skip
+def chat(chatter, chat_file, *more, steps=30, method="lora"):
+    return ["finetune", "chat", f"model={chatter}", f"data={chat_file}", *RUN, f"method={method}", f"steps={steps}", "answers=2", "answer_tokens=8", *more]  # fmt: skip
 
 
 def texts(sorter, text_file, *more, steps=20):

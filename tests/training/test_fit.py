@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -478,6 +479,29 @@ def test_two_processes_under_torchrun_are_one(tmp_path: Path) -> None:
         shares = [load_file(tmp_path / f"{private}-{rank}.safetensors") for rank in (0, 1)]
         assert equal(shares[0], shares[1])
         assert distance(shares[0], alone) < 1e-10
+    for rank in (0, 1):
+        whole, parts = (load_file(tmp_path / name / f"end-{rank}.safetensors") for name in ("whole", "parts"))
+        assert equal(whole, parts)
+        lines = [tmp_path / name / f"numbers-{rank}" / "metrics.jsonl" for name in ("whole", "parts")]
+        assert lines[0].read_bytes() == b"".join(lines[1].read_bytes().splitlines(keepends=True)[:6])
+        assert re.search(
+            "step-00000007: the checkpoint could not be written", (tmp_path / "parts" / f"said-{rank}").read_text()
+        )
+    ends = [load_file(tmp_path / "whole" / f"end-{rank}.safetensors") for rank in (0, 1)]
+    assert not torch.equal(ends[0]["task/seen"], ends[1]["task/seen"]), "nothing differs between the processes"
+    found, complaints = checkpoint.newest(tmp_path / "parts" / "checkpoints")
+    assert found is not None and found.step == 6 and not complaints
+    shared, own = (
+        {"weights", "optimizer", "average"},
+        {f"{name}-{rank}-of-2" for name in ("task", "random") for rank in (0, 1)},
+    )
+    assert {path.stem for path in found.path.glob("*.safetensors")} == shared | own
+    assert not list(found.path.parent.glob(".building-*"))
+    for read in (found.state, lambda: found.tensors("weights")):
+        with pytest.raises(UserError, match="was written by 2 processes and cannot be read by 1"):
+            read()
+    (found.path / "random-1-of-2.safetensors").unlink()
+    assert checkpoint.verify(found.path) == "random-1-of-2.safetensors is missing"
 
 
 # ----------------------------------------------------------------------------------------------------- around the gradient

@@ -1,18 +1,22 @@
 """Checkpoints: a directory that is either whole and verified, or not there.
 
 Sealed by a manifest of SHA-256 sums. Tensors lie in safetensors, the rest in JSON; nothing is ever unpickled.
+
+Several processes (torch.distributed, one folder for all) write one checkpoint: what is the same in all is written by the first, what each has
+of its own into NAME-RANK-of-WORLD.safetensors by each. Their sums go to the first, which seals. As many processes read it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import read_text, remove, sha256, whole
+from danlu.core.cache import read_text, remove, sha256, sync, whole
 from danlu.core.errors import UserError
 
 
@@ -31,41 +35,118 @@ class Checkpoint:
     step: int
 
     def state(self) -> dict[str, Any]:
-        """The JSON part."""
+        """The JSON part.
+
+        Raises:
+            UserError: another number of processes wrote it; so for `tensors`.
+        """
+        self._readable()
         loaded: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
         return loaded
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """One of the tensor files, for example `weights`."""
+        """One of the tensor files, for example `weights`; this process's own where each has one."""
         from safetensors.torch import load_file
 
-        return load_file(self.path / f"{name}.safetensors")
+        self._readable()
+        own = self.path / _file(name, True)
+        return load_file(own if own.is_file() else self.path / _file(name, False))
+
+    def _readable(self) -> None:
+        wrote = json.loads((self.path / MANIFEST).read_text("utf-8")).get("processes", 1)
+        if wrote != (reads := process()[1]):
+            raise UserError(
+                f"{self.path} was written by {wrote} processes and cannot be read by {reads}", f"start {wrote}, as then"
+            )
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Checkpoint:
-    """Write `folder/step-XXXXXXXX` atomically.
+def process() -> tuple[int, int]:
+    """Rank and number of the processes that train together: (0, 1) for one alone."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def _file(name: str, own: bool) -> str:
+    rank, processes = process()
+    return f"{name}-{rank}-of-{processes}.safetensors" if own and processes > 1 else f"{name}.safetensors"
+
+
+def _agreed(act: Callable[[], Any]) -> list[Any]:
+    """What `act` gave in each process, as JSON could hold it; where it fails in one, it fails in all."""
+    import torch.distributed as dist
+    from safetensors import SafetensorError
+
+    value, failed = None, None
+    try:
+        value = act()
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        failed = error
+    (_, processes), everyone = process(), [(value, None if failed is None else str(failed))]
+    if processes > 1:
+        mine, everyone = everyone[0], everyone * processes
+        dist.all_gather_object(everyone, mine)
+    if failed:
+        raise failed
+    for rank, (_, said) in enumerate(everyone):
+        if said is not None:
+            raise OSError(f"process {rank}: {said}")
+    return [each for each, _ in everyone]
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], own: Collection[str] = ()
+) -> Checkpoint:
+    """Write `folder/step-XXXXXXXX` atomically. Every process takes part, at the same step.
+
+    own: the files of `tensors` that differ between processes; the others and `state` are those of the first.
 
     Raises:
-        UserError: the disk is full or cannot be written; nothing half-written stays, earlier checkpoints are untouched.
+        UserError: the disk is full or cannot be written, for any of the processes; nothing half-written stays, earlier checkpoints are
+            untouched.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final = folder / f"step-{step:08d}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole(final, alone=True) as building:  # the same step may be there, after a resume from an earlier one
-            building.mkdir()
+    final, (rank, processes) = folder / f"step-{step:08d}", process()
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> str | None:
+            if rank:
+                return None
+            folder.mkdir(parents=True, exist_ok=True)
+            made = stack.enter_context(
+                whole(final, alone=True)
+            )  # the step may be there, after a resume from an earlier one
+            made.mkdir()
+            return str(made)
+
+        def write() -> dict[str, Any]:
+            written = []
             for name, part in tensors.items():
-                held = {key: value.detach().contiguous() for key, value in part.items()}
-                save_file(held, building / f"{name}.safetensors")
-            (building / "state.json").write_text(json.dumps(state, ensure_ascii=False), "utf-8")
-            files = {
-                path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())
-            }
-            (building / MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), "utf-8")
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        raise _refused(final, "the checkpoint could not be written", error) from error
+                if rank == 0 or name in own:
+                    written.append(building / _file(name, name in own))
+                    save_file({key: value.detach().contiguous() for key, value in part.items()}, written[-1])
+            if rank == 0:
+                written.append(building / "state.json")
+                written[-1].write_text(json.dumps(state, ensure_ascii=False), "utf-8")
+            for path in written if rank else ():  # the first flushes all it sees
+                sync(path)
+            return {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in written}
+
+        def seal() -> None:
+            if rank == 0:
+                manifest = {"format": 1, "step": step, **({"processes": processes} if processes > 1 else {})}
+                files = dict(sorted(entry for part in parts for entry in part.items()))
+                (building / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1), "utf-8")
+                stack.close()
+
+        try:
+            building = Path(_agreed(begin)[0])
+            parts = _agreed(write)
+            _agreed(seal)
+        except (OSError, SafetensorError) as error:
+            raise _refused(final, "the checkpoint could not be written", error) from error
     return Checkpoint(final, step)
 
 
@@ -108,13 +189,15 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None] = lambda _: None) -> None:
-    """Delete old checkpoints, but never before `keep` newer ones verify.
+    """Delete old checkpoints, but never before `keep` newer ones verify. Of several processes, the first does.
 
     needs: the step that a kept checkpoint cannot do without (its best); that one stays too.
 
     Raises:
         UserError: the disk refuses to delete one; all that were to stay are untouched.
     """
+    if process()[0]:
+        return
     for left in folder.glob(".building-*"):
         remove(left)
     kept: list[Checkpoint] = []

@@ -24,6 +24,10 @@ from danlu.training.optimizer import load_state_tensors, state_tensors
 # ------------------------------------------------------------------------------------------------------------- snapshots
 
 
+OWN = ("task", "random")
+"""What each of several processes has of its own: random states, and what the task remembers of the rows it saw. Weights and optimizers are equal."""
+
+
 def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Everything that decides what the next updates will be: tensors by file, and JSON."""
     learners = state.task.learners()
@@ -222,6 +226,7 @@ class Save:
 
     A copy is taken between two updates, and written in the background while training goes on: one at a time, and the last one is
     waited for. What goes wrong is raised at the next step. The copy takes as much memory as weights and optimizer.
+    Several processes write it together, and wait for it.
     """
 
     folder: Path
@@ -239,7 +244,7 @@ class Save:
         ends = state.step == self.until or state.stop is not None
         if ends or (state.step % self.every == 0 and not unsettled(state)):
             self.begin(state)
-        if ends:
+        if ends or checkpoint.process()[1] > 1:
             self.wait()
 
     def begin(self, state: State) -> None:
@@ -262,7 +267,7 @@ class Save:
     def write(self, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], content: Mapping[str, Any]) -> None:
         """In the background: save, then rotate."""
         try:
-            checkpoint.save(self.folder, step, tensors, content)
+            checkpoint.save(self.folder, step, tensors, content, OWN)
             checkpoint.rotate(self.folder, needs=best_step)
         except Exception as error:  # noqa: BLE001 (raised by `wait`)
             self.failed = error
