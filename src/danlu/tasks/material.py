@@ -229,7 +229,11 @@ def usable(source: Source, item: Callable[[Row], Item], group: str | None, bad_r
 def unread(data: DataOptions, source: Source, *read: str) -> str:
     """The columns of a source that nothing is learned from, to be said aloud."""
     names = [repr(name) for name in source.columns if name not in (*read, data.group, data.time)]
-    return f"; not read: {', '.join(names[:8])}" + f" and {len(names) - 8} more" * (len(names) > 8) if names else ""
+    return (
+        f"\n  columns not read: {', '.join(names[:8])}" + f" and {len(names) - 8} more" * (len(names) > 8)
+        if names
+        else ""
+    )
 
 
 def text_of(row: Row, name: str) -> str:
