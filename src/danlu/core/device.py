@@ -314,6 +314,19 @@ def _read(path: str | Path) -> str:
         return ""
 
 
+def oom_kills() -> dict[str, str]:
+    """How many processes the kernel has killed for want of memory since this boot; empty where it does not say."""
+    counted = dict(line.split() for line in _read("/proc/vmstat").splitlines() if line.count(" ") == 1)
+    boot = _read("/proc/sys/kernel/random/boot_id").strip()
+    return {"boot": boot, "oom_kills": counted["oom_kill"]} if boot and "oom_kill" in counted else {}
+
+
+def killed_for_memory(before: dict[str, str] | None) -> bool:
+    """Whether the kernel has killed some process for want of memory since `before`, what `oom_kills` said."""
+    now = oom_kills()
+    return bool(now and before) and before != now and (before or {}).get("boot") == now["boot"]
+
+
 def resident_memory_bytes() -> int:
     """The memory this process holds now."""
     import resource

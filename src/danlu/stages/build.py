@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,9 +123,13 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         for name, mine in parameters.items():
             built.task.begin([batch], name, torch.Generator().manual_seed(0))
             with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
-                before = device.resident_memory_bytes()
-                losses = built.task.losses(batch, name)
-                held = max(held, device.resident_memory_bytes() - before)
+                before, saved = device.resident_memory_bytes(), dict[int, int]()
+                with torch.autograd.graph.saved_tensors_hooks(partial(counted, saved), lambda tensor: tensor):
+                    losses = built.task.losses(batch, name)
+                kept = sum(saved.values()) - sum(
+                    saved.get(p.untyped_storage().data_ptr(), 0) for p in built.model.parameters()
+                )
+                held = max(held, device.resident_memory_bytes() - before, kept)
             torch.autograd.grad(sum(loss.sum() for loss in losses.values()), mine, allow_unused=True)
         seconds = min(seconds, time.perf_counter() - start)
     torch.set_rng_state(random)
@@ -132,7 +137,6 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     rate = batch.size / seconds
     trained = sum(parameter.numel() for mine in parameters.values() for parameter in mine)
     per_step = rows.size / prepared.steps_per_epoch
-    share = min(most, per_step) / batch.size
     adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
     final = trained if adapted else sum(parameter.numel() for parameter in built.model.parameters())
     return {
@@ -142,8 +146,52 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after
         "disk_bytes": 3 * 12.0 * trained + 4.0 * final,
         "trained_parameters": float(trained),
-        "memory_bytes": device.resident_memory_bytes() + held * max(1.0, share) + 12.0 * trained,
+        # a gradient and two moments; and a copy of the weights and moments, from which a checkpoint is written
+        **memory(device.resident_memory_bytes() + 24.0 * trained, held, batch.size, min(most, per_step)),
     }
+
+
+def counted(saved: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is kept for the backward pass, with the bytes of its storage written down once."""
+    storage = tensor.untyped_storage()
+    saved[storage.data_ptr()] = storage.nbytes()
+    return tensor
+
+
+def memory(fixed: float, held: float, size: int, micro_batch: float) -> dict[str, float]:
+    """memory_bytes of training: what is there always, and what a micro-batch keeps for its backward pass, linear in its tokens or images.
+
+    held: bytes that one of `size` tokens or images kept.
+    """
+    each = held / size
+    return {"memory_bytes": fixed + each * max(size, micro_batch), "fixed_bytes": fixed, "bytes_each": each}
+
+
+def fitting(
+    built: Trainable, prepared: Prepared, expected: dict[str, float], room: int
+) -> tuple[Prepared, dict[str, float]]:
+    """The same with the largest micro-batch, of those asked for or halved, that is expected to fit into `room` bytes. The gradient is that
+    of the whole window in any case."""
+    setting, longest = (
+        prepared.settings["micro_batch_tokens"],
+        prepared.findings.get("tokens", {}).get("lengths", {}).get("max"),
+    )
+    room = room * 9 // 10
+    if longest is None or setting.origin != "default" or expected["memory_bytes"] <= room:
+        return prepared, expected
+    tokens, each = number(setting.value), expected["bytes_each"]
+    while tokens // 2 >= longest and expected["fixed_bytes"] + each * tokens > room:
+        tokens //= 2
+    prepared = with_micro_batch(prepared, tokens, f"derived: {room / 1e9:.1f} GB of memory are free")
+    built.state.data = replace(built.state.data, most=tokens)  # type: ignore[type-var]
+    return prepared, {**expected, "memory_bytes": expected["fixed_bytes"] + each * tokens}
+
+
+def with_micro_batch(prepared: Prepared, tokens: int, reason: str) -> Prepared:
+    """The same with micro-batches of so many tokens."""
+    training = replace(prepared.experiment.training, micro_batch_tokens=tokens)
+    settings = prepared.settings | {"micro_batch_tokens": Setting(tokens, reason)}
+    return replace(prepared, experiment=replace(prepared.experiment, training=training), settings=settings)
 
 
 def with_steps(prepared: Prepared, setting: Setting) -> Prepared:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -28,7 +29,7 @@ from danlu.evaluation.overfitting import overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, gain, preflight, report
-from danlu.stages.build import Trainable, build, in_float32, trial, validation, with_steps
+from danlu.stages.build import Trainable, build, fitting, in_float32, trial, validation, with_steps
 from danlu.stages.load import seal
 from danlu.stages.modality import modality
 from danlu.stages.prepare import KEPT, LEARNED, Prepared, Say, fingerprint, lineage, number, prepare
@@ -36,6 +37,9 @@ from danlu.surgery import adapter
 from danlu.training import hooks, optimizer
 from danlu.training.fit import State, Step, fit, swap_averages
 
+
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
+"""What torch's allocators say."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """How a disk says that it takes no more."""
@@ -89,6 +93,15 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
         elif not isinstance(error, Interrupted):
             with contextlib.suppress(UserError):  # on a full disk not even this can be written
                 run.update(status="failed")
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+            with contextlib.suppress(UserError):
+                run.update(out_of_memory=True)
+            half = (
+                f"danlu resume {run.path} goes on with half the micro-batch"
+                if run.has("metrics.jsonl")
+                else "give the command again with half micro_batch_tokens"
+            )
+            raise UserError("there is not enough memory for a step", f"free memory, or {half}") from error
         if isinstance(error, SafetensorError):  # how safetensors reports a disk that is full
             raise UserError(f"{run.path} could not be written ({error})", again) from error
         if isinstance(error, OSError) and error.errno in FULL:
@@ -157,6 +170,10 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
             old["data"] = facts["kept_rows_sha256"]
         if used.get("tokenizer", Setting(None, "")).value is None and (run.path / "start" / "tokenizer.json").is_file():
             used["tokenizer"] = Setting(str(run.path / "start"), KEPT)  # learned once, whatever learns tokenizers later
+        if facts.get("out_of_memory") or (
+            facts["status"] == "running" and device.killed_for_memory(facts.get("started"))
+        ):
+            used |= halved(run, used, say)
         if longer and asked is not None:
             used |= {"steps": asked.settings["steps"], "epochs": Setting(None, "steps were raised")}
         again = {key: Setting(value, used[key].origin) for key, value in written["asked"].items()}
@@ -173,12 +190,31 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
                 f"{prepared.base.name} is not the model the run began with", "restore it, or start a new run"
             )
         prepared = replace(prepared, asked=asked if longer and asked else Asked(written["recipe"], again, network=code))
-        if longer:
-            write_settings(run, prepared)
-        run.update(status="running")
+        write_settings(run, prepared)
+        run.update(status="running", out_of_memory=False)
         with failing(run):
             train(run, prepared, say, longer)
     return run
+
+
+def halved(run: Run, used: dict[str, Setting], say: Say) -> dict[str, Setting]:
+    """micro_batch_tokens after a death for want of memory.
+
+    Raises:
+        UserError: smaller micro-batches would not help.
+    """
+    tokens = used["micro_batch_tokens"].value
+    longest = run.read("data.json").get("tokens", {}).get("lengths", {}).get("max")
+    if longest is None or tokens // 2 < longest:
+        least = "an update of images is never cut" if longest is None else f"a row of {longest} tokens is never cut"
+        raise UserError(
+            f"{run.path} ended for want of memory, and {least}",
+            f"free memory, or begin again with lower {'batch_size or image_size' if longest is None else 'max_tokens'} and another out=",
+        )
+    say(
+        f"the run ended for want of memory: micro_batch_tokens={tokens // 2} from now on (was {tokens}); the gradient stays the same"
+    )
+    return {"micro_batch_tokens": Setting(tokens // 2, f"halved: {tokens} took more memory than there was")}
 
 
 def longer_than(run: Run, written: dict[str, Any], asked: Asked) -> bool:
@@ -206,6 +242,7 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
 
     longer: a run that had ended goes on, whatever it ended for.
     """
+    run.update(started=device.oom_kills())
     built = build(prepared, say)
     keep_start(run, prepared, built)
     prepared = announce(run, prepared, built, say)
@@ -242,6 +279,10 @@ def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
 def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepared:
     """Say what training will cost; with `hours=` alone that also decides the steps."""
     expected = trial(built, prepared)
+    if not run.has("metrics.jsonl"):  # later the micro-batch stays, so that a run that goes on is bitwise the same
+        room = device.machine().memory_available + device.resident_memory_bytes()
+        prepared, expected = fitting(built, prepared, expected, room)
+        write_settings(run, prepared)
     options = prepared.experiment.training
     if options.steps is None:
         steps = max(1, math.floor(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
