@@ -69,6 +69,7 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         labels=list(prepared.labels),
         lineage=lineage(prepared),
         machine=preflight.machine_facts(),
+        folder=str(Path.cwd()),
         torch=torch.__version__,
     )
     with run.lock(), failing(run, new=True):
@@ -165,6 +166,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
             say(f"{run.path} is finished; nothing to do (`danlu evaluate`, `danlu chat`, `danlu predict` use it)")
             return run
         used = {key: Setting(entry["value"], entry["origin"]) for key, entry in written["used"].items()}
+        used |= begun_elsewhere(used, facts.get("folder"))
         if "kept_rows_sha256" in facts:
             used["data"] = Setting(str(kept_rows(run)), KEPT)
             old["data"] = facts["kept_rows_sha256"]
@@ -195,6 +197,17 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
         with failing(run):
             train(run, prepared, say, longer)
     return run
+
+
+def begun_elsewhere(used: dict[str, Setting], folder: str | None) -> dict[str, Setting]:
+    """Files and folders that were named relative to the folder in which the run was begun, when it goes on from another one."""
+    there = Path(folder) if folder else Path()
+    named = {key: used[key] for key in ("data", "validation", "test", "model", "tokenizer", "vectors") if key in used}
+    return {
+        key: Setting(str(there / str(setting.value)), setting.origin)
+        for key, setting in named.items()
+        if setting.value and not Path(str(setting.value)).exists() and (there / str(setting.value)).exists()
+    }
 
 
 def halved(run: Run, used: dict[str, Setting], say: Say) -> dict[str, Setting]:
