@@ -4,7 +4,7 @@
     python benchmarks/silent.py 5 21       those of these numbers
 
 They live in an environment of their own, .venv-trainers, which is made when it is first needed. Nothing is fetched while they run.
-"stops": an exception; "warns": a message of theirs that has to do with it; "silent": neither, and it happened; "right": it did not happen.
+"stops": an exception; "warns": a logged or warned message that has to do with it (a progress bar is none); "silent": neither, and it happened; "right": it did not happen.
 """
 
 from __future__ import annotations
