@@ -219,3 +219,35 @@ def test_from_python_it_is_the_function_itself(own, danlu, digits, tmp_path, cap
     assert python.pretrain("image-classification", digits, model=build, **settings).status == "finished"
     with pytest.raises(UserError, match="network=module:object"):
         run.evaluate()
+
+
+BREAKS = TORCH.replace(
+    "return self.fc(",
+    "brittle = (1000 * images.detach().double().abs().sum((1, 2, 3))).long() % 37 == 0\n"
+    "        return torch.where(brittle[:, None] & self.training, torch.nan, 1) * self.fc(",
+)
+
+
+def test_rows_that_break_a_network_are_passed_by_and_named(own, danlu, digits, spawn, tmp_path):
+    """Some images make its output NaN while it learns: those updates are skipped, in the file and on the page; killed, bit for bit the same."""
+    code = own(BREAKS, "theirs_breaks")
+    said = train(danlu, digits, code, steps=40)
+    lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "validation" not in line]
+    skipped = [line for line in lines if "skipped" in line]
+    assert 3 <= len(skipped) < 35 and len(lines) == 40
+    assert all(line["rows"] and "not finite" in line["skipped"] and "loss" not in line for line in skipped)
+    rows = {row for line in skipped for row in line["rows"]}
+    assert not [line for line in lines if "loss" in line and line["loss"] != line["loss"]]
+    assert f"step {skipped[0]['step']}: update skipped, no weight changed: loss nan" in said.err
+    assert f"(rows {skipped[0]['rows'][0]}" in said.err and len(rows) < 60
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert f"{len(skipped)} updates skipped because of their numbers" in page
+    words = ["pretrain", "image-classification", f"model={code}", f"data={digits}", *SETTINGS, "steps=40", "baselines=no", "out=killed"]  # fmt: skip
+    process = spawn(words, tmp_path)
+    while len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) < 2 and process.is_alive():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    resumed = danlu("resume", "killed", f"network={code}")
+    assert resumed.code == 0, resumed.err
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "run")
