@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from danlu.core import config
+from danlu.core.cache import read_text
 from danlu.core.config import Setting
 from danlu.core.errors import UserError, nearest
 from danlu.data.options import DataOptions
@@ -178,7 +179,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """Safe, and a key given twice is an error."""
+        """Safe; a key given twice is an error, and so is an alias, by which a few lines can mean billions."""
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "found an alias (*name), expected the value itself", mark)
+            return super().compose_node(parent, index)
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -191,7 +198,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path, 1_000_000)
         content = yaml.load(text, Strict)  # noqa: S506 (Strict is a SafeLoader)
     except FileNotFoundError:
         near = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
@@ -204,6 +211,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: {getattr(error, 'problem', None) or error}", "each line is `key: value`") from None
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # a date of no calendar, for one
+        raise UserError(f"{path} cannot be read: {str(error)[:500]}", "each line is `key: value`") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(
             f"{path}: found {type(content).__name__}, expected `key: value` lines", "see examples/demo.yaml"
