@@ -25,6 +25,9 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+LONGEST = 300_000_000
+"""Bytes of one line."""
+
 PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 """Suffix of a packed file -> the program that packs and unpacks it."""
 
@@ -79,7 +82,12 @@ def guess_encoding(raw: bytes) -> str:
 def lines(stream: IO[bytes], path: Named) -> Iterator[tuple[int, str | RowError]]:
     """(number from 1, text with its line end), or what is wrong with the line."""
     utf8_seen = False
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(iter(lambda: stream.readline(LONGEST), b""), 1):
+        if len(raw) == LONGEST:
+            raise UserError(
+                f"{path.name}:{number}: a line of more than {LONGEST:,} bytes, expected text",
+                "write each record on one line",
+            )
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         if b"\0" in raw:

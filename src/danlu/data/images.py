@@ -25,7 +25,7 @@ from danlu.core.device import machine
 from danlu.core.errors import UserError
 from danlu.core.types import Examples
 from danlu.data.rows import FileRow
-from danlu.data.source import SKIP, Rejected, Row, Source, _plain, column, read
+from danlu.data.source import SKIP, Rejected, Row, Source, _plain, column, read, shown
 
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _folder(root: Path, labelled: bool) -> _Found:
     def walk(folder: Path) -> None:
         for path in sorted(folder.iterdir()):
             relative = path.relative_to(root)
-            place = f"{found.name}/{relative}"
+            place = shown(f"{found.name}/{relative}")
             if path.name[0] == ".":
                 found.hidden.append(Rejected(place, "hidden"))
             elif any("\udc80" <= letter <= "\udcff" for letter in str(relative)):
@@ -194,7 +194,7 @@ def _folder(root: Path, labelled: bool) -> _Found:
     for number, (digest, relative) in enumerate(sorted(files), 1):
         lines.update(os.fsencode(f"{digest}  {relative}\n"))
         taught = {"label": relative.parts[0]} if labelled else {}
-        found.rows.append(FileRow(number, {"image": str(root / relative), **taught}, f"{found.name}/{relative}"))
+        found.rows.append(FileRow(number, {"image": str(root / relative), **taught}, shown(f"{found.name}/{relative}")))
     found.sha256 = lines.hexdigest()
     return found
 

@@ -132,9 +132,9 @@ MARKS_OF_CHANGE = (
 
 
 def shown(name: object) -> str:
-    """A path, an address or several as text that can be written down: valid Unicode; of an address neither user nor query, which may be secret."""
+    """A path, an address or several as one line of valid Unicode; of an address neither user nor query, which may be secret."""
     text = re.sub(r"(://[^\s,?]*)\?[^\s,]*", r"\1", re.sub(r"://[^/\s,]*@", "://", str(name)))
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode()
 
 
 def state(file: Path | Address) -> list[Any]:

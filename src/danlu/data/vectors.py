@@ -198,7 +198,7 @@ def _read(path: Path, file: IO[bytes]) -> tuple[list[str], bytearray, int, str]:
         if header:
             _binary(path, chain([second], iter(lambda: file.read(1 << 20), b"")), count or 0, width, words, values)
             return words, values, width, "word2vec binary"
-    for number, line in enumerate(chain([second], file), 1 + bool(header)):
+    for number, line in enumerate(chain([second], iter(lambda: file.readline(1 << 20), b"")), 1 + bool(header)):
         try:
             word, vector = _line(line, width)
         except ValueError as error:

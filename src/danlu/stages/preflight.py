@@ -62,7 +62,7 @@ def show(prepared: Prepared, say: Say) -> None:
             f"near duplicates in training: {near} (near={prepared.experiment.data.near:g}), none of them in another split"
         )
     for label, counts in found["labels"].items():
-        say(f"  {label}: " + ", ".join(f"{name} {counts[name]}" for name in PARTS))
+        say(printable(f"  {label}: ") + ", ".join(f"{name} {counts[name]}" for name in PARTS))
     if few := imbalance(found["labels"], prepared):
         say(few)
     if rates := found.get("learning_rate"):
