@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.cache import read_text, remove, sha256, sync, whole
-from danlu.core.errors import UserError
+from danlu.core.errors import UserError, reading
 
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Checkpoint:
             UserError: another number of processes wrote it; so for `tensors`.
         """
         self._readable()
-        loaded: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
+        with reading(self.path):
+            loaded: dict[str, Any] = json.loads((self.path / "state.json").read_text("utf-8"))
         return loaded
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
@@ -50,7 +51,8 @@ class Checkpoint:
 
         self._readable()
         own = self.path / _file(name, True)
-        return load_file(own if own.is_file() else self.path / _file(name, False))
+        with reading(self.path):
+            return load_file(own if own.is_file() else self.path / _file(name, False))
 
     def _readable(self) -> None:
         wrote = json.loads((self.path / MANIFEST).read_text("utf-8")).get("processes", 1)

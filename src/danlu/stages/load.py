@@ -206,11 +206,10 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
     name = precision or used["precision"]["value"]
     labels = tuple(facts.get("labels") or ())
     weights = weights_of(Base(str(run.path), run.model, found, "", "run"))
-    if (
-        labels
-        and adapter_of(run.model) is None
-        and tuple(labels_of(read_json(run.model / "config.json")) or ()) != labels
-    ):
+    with reading(run.model):
+        whole = adapter_of(run.model) is None
+        named = tuple(labels_of(read_json(run.model / "config.json")) or ()) if whole and labels else labels
+    if named != labels:
         raise UserError(
             f"{run.path}: run.json has the labels {', '.join(labels)}, model/config.json has others",
             "restore the folder from a copy of the run",
