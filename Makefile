@@ -42,6 +42,9 @@ test: $(READY) ## run the tests (ARGS="-k resume" chooses)
 test-faults: $(READY) ## the long tests of a run that is killed, on a disk that fails (ARGS="-k kills" chooses)
 	$(BIN)/pytest -q -m "faults or not faults" tests/faults $(ARGS)
 
+fuzz: $(READY) ## give every parser many damaged files (EXAMPLES=100000 for longer)
+	EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q tests/fuzz
+
 check: $(READY) ## linter, formatter, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
