@@ -55,8 +55,9 @@ format: $(READY) ## write the code in the one style, and mend what the linter ca
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-docs: $(READY) ## the tables of settings in docs/usage.md, from the code
+docs: $(READY) ## what the docs have from the code: the tables of settings, the hostile artefacts
 	$(BIN)/python scripts/settings_table.py
+	$(BIN)/python scripts/artefacts_table.py
 
 lock: ## newest versions that pyproject.toml allows -> requirements.lock (TORCH=2.14.0 moves torch, which stays exact)
 	@PYTHON=$(PYTHON) scripts/lock $(TORCH)

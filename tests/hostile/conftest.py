@@ -21,7 +21,7 @@ from tests.stages.conftest import chatter, conversations, lines, sorter, texts
 __all__ = ["chatter", "conversations", "sorter", "texts"]
 
 QUICK = ("steps=1", "batch_size=4", "precision=float32", "threads=1")
-LIMIT = 20.0
+LIMIT = 120.0
 """Seconds after which a command that has not ended is taken for one that never does; what it may take is counted in CPU time."""
 
 
