@@ -162,7 +162,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
 def test_rotation_keeps_two_that_verify_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step, tensors(step), STATE)
-        rotate(tmp_path, needs=lambda _, step=step: 2 if step >= 2 else 1)
+        rotate(tmp_path, needs=lambda _, step=step: {2 if step >= 2 else 1})
     assert steps(tmp_path) == [2, 5, 6]
     rotate(tmp_path)
     assert steps(tmp_path) == [5, 6]

@@ -334,6 +334,7 @@ TROUBLES = [
     ({"messages": None}, "messages", "messages: found null"),
     ({"messages": "[{"}, "messages", "messages: found \"[{\", expected a list"),
     (chat(USER, ANSWER) | {"tools": [{"name": "clock"}]}, "messages", "found tool definitions"),
+    (chat(USER, ANSWER) | {"history": '[["a", "b"]]'}, "messages", "found earlier turns in column 'history'"),
     (chat(USER, ANSWER) | {"system": 7}, "messages", "system: found 7, expected text"),
     ({"conversations": [{"from": "alien", "value": "a"}]}, "ShareGPT", "conversations[0].from: found \"alien\", expected one of human"),
     ({"prompt": "a", "completion": None}, "prompt/completion", "completion: found null, expected text"),
@@ -348,6 +349,11 @@ def test_a_row_that_is_wrong_is_named_with_its_key(values, form, message):
         conversation(Row(17, values, "my.jsonl:"), form)
     assert raised.value.message.startswith("my.jsonl:17: ") and message in raised.value.message
     assert raised.value.fix
+
+
+@pytest.mark.parametrize("history", ["", " ", "[]", "null", None, []])
+def test_an_empty_history_is_none(history):
+    assert conversation(Row(17, chat(USER, ANSWER) | {"history": history}, "my.jsonl:"), "messages") == [USER, ANSWER]
 
 
 def test_taught_is_plain_data():

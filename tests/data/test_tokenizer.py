@@ -308,6 +308,60 @@ def test_a_template_without_an_end_or_a_bottom_is_a_clear_error(small, tmp_path,
         Tokenizer.load(small, str(file)).render(CHAT)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ n|string }} {{ n|int }} {{ none|default(n) }} {{ n|round|int }} {{ n|replace('17', '18') }}",
+        "{{ dict(a=1).get(n, n) }} {{ dict.fromkeys([n]) }} {{ '%d'|format(n) }} {{ 'a'|center(20) }}",
+        "{{ [{'at': n}]|selectattr('at', 'equalto', n)|list }} {{ [n]|batch(2, 0)|list }}",
+        "{% macro said(at) %}{{ at }}{% endmacro %}{{ said(n) }} {{ said(at=n) }}",
+        "{{ '**{}**'.format(n) }} {{ '**%s** %d%%**' % (n, n) }} {{ '{:,}'.format(n) }} {{ '%(a)12.3f' % {'a': n} }}",
+        "{{ 'order 1234567: {}'.format(n) }} {{ 'order 1234567: %s' % n }} {{ '{\"at\": 1700000000, \"n\": %d}' % n }}",
+    ],
+)
+def test_a_large_number_that_is_no_length_is_a_value(small, tmp_path, template):
+    file = tmp_path / "template.jinja"
+    file.write_text("{% set n = 1700000000 %}" + template)
+    expected = theirs(small).apply_chat_template(CHAT, chat_template=file.read_text(), tokenize=False)
+    assert Tokenizer.load(small, str(file)).render(CHAT) == expected
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(f"'a'.{name}(n)" for name in ("center", "ljust", "rjust", "zfill")),
+        *(f"('a'|safe).{name}(n)" for name in ("center", "zfill")),
+        "'a'.encode().center(n)",
+        "('\t' * 9999).expandtabs(9999)",
+        "('\n' * 9999)|indent(9999)",
+        "'a'|indent(width=n, first=true)",
+        "(5).to_bytes(length=n, byteorder='big')",
+        "7|round(-n)",
+        "'%.2000000000f' % 7",
+        "'%*d' % (n, 7)",
+        "'%(a())2000000000d' % {'a()': 7}",
+        "'%5%%2000000000d' % 7",
+        "'%2000000000d'.encode() % 7",
+        "'%2000000000d'|format(7)",
+        "('%(a)9999d' * 9999) % {'a': 7}",
+        "('%(a)s' * 9999) % {'a': 'a' * 9999}",
+        "'{:{}}'.format(7, '2000000000')",
+        "'{a[b]:>2000000000}'.format(a={'b': 7})",
+        "('{0:9999}' * 9999).format(7)",
+        "('{0}' * 9999).format('a' * 9999)",
+        "'{a:.2000000000f}'.format_map({'a': 7})",
+        "('a' * 9999)|replace(new='b' * 9999, old='a')",
+        "('a' * 9999).translate({97: 'b' * 9999})",
+        "range(9999)|join('a' * 9999)",
+    ],
+)
+def test_a_result_that_would_be_too_large_is_refused_before_it_is_made(small, tmp_path, call):
+    file = tmp_path / "template.jinja"
+    file.write_text("{% set n = 2000000000 %}{% set made = " + call + " %}x")
+    with pytest.raises(UserError, match="a result of .* too large"):
+        Tokenizer.load(small, str(file)).render(CHAT)
+
+
 def test_a_message_without_a_bottom_is_a_clear_error(small, tmp_path):
     deep = []
     for _ in range(100_000):

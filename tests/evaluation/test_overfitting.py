@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from danlu.evaluation.overfitting import overfitting
+from danlu.evaluation.overfitting import diverged, overfitting
 
 
 def lines(validation, training):
@@ -33,3 +33,16 @@ def test_only_overfitting_is_overfitting(validation, training, noticed):
     if said:
         assert "from step 20 to step 40 the validation loss rose from 0.8000 to 1.1000" in said
         assert "epochs=2" in said and "method=lora" in said and "augment" not in said
+
+
+def test_a_loss_far_above_the_first_one_is_told():
+    """Twelve steps at a learning rate of 10, as they came out; and NaN at the end; a usual one says nothing."""
+    lines = [{"step": 1, "loss": 1.61}, {"step": 12, "loss": 910.0}, {"step": 12, "validation": {"loss": 1193.95}}]
+    said = diverged(lines, {"learning_rate": 10.0})
+    assert (
+        said is not None
+        and "1194, that of the first step was 1.61" in said
+        and "Lower learning_rate (it was 10)" in said
+    )
+    assert diverged([*lines[:2], {"step": 12, "validation": {"loss": float("nan")}}], {"learning_rate": 10.0})
+    assert diverged([*lines[:2], {"step": 12, "validation": {"loss": 1.2}}], {"learning_rate": 10.0}) is None

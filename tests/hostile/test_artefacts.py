@@ -1591,7 +1591,7 @@ def data_that_is_a_device(place: Place) -> Words:
     return learn(place.folder / "data.jsonl")
 
 
-@refused("a line of more than 300,000,000 bytes, expected text")
+@refused("a line of more than 200,000,000 bytes, expected text")
 def one_line_of_a_gigabyte(place: Place) -> Words:
     """A text of 3 GB of NUL in one line, in a sparse file.
 

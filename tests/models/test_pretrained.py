@@ -266,6 +266,12 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(llama: Path) -> No
     save_file(whole | {"model.norm.weight": torch.ones(3)}, file)
     with pytest.raises(UserError, match=r"model\.norm\.weight is \[3\], expected \[16\]"):
         load(llama, task="language")
+    for kind in (torch.float8_e4m3fn, torch.int8):
+        save_file(whole | {"model.norm.weight": torch.ones(16).to(kind)}, file)
+        with pytest.raises(
+            UserError, match=rf"model\.norm\.weight is {kind}, expected float16, bfloat16, float32, float64"
+        ):
+            load(llama, task="language")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         load(llama, task="language")

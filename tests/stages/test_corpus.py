@@ -107,6 +107,15 @@ def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_is_not(recipe
     assert not any(weights(one)[key].equal(tensor) for key, tensor in weights(other).items() if tensor.ndim == 2)
 
 
+@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+def test_a_run_with_a_tokenizer_that_was_given_goes_on(recipe, pretrain, danlu):
+    pretrain(recipe, "out=first", steps=2)
+    words = [recipe, "tokenizer=first", "vocabulary=none", "out=second"]
+    pretrain(*words, steps=2)
+    longer = pretrain(*words, steps=4)
+    assert "going on from step 2 of 4" in longer.out
+
+
 def test_what_is_pretrained_starts_what_is_fine_tuned(pretrain, danlu, chat_file, text_file):
     """A classifier from either; a chat model from the decoder; each goes on learning running text from the other's rows."""
     pretrain("gpt", "out=g")

@@ -241,6 +241,11 @@ def setting_ignored(kit: Kit) -> None:
     (kit.folder / "my.yaml").write_text("recipe: chat\ntraining:\n  learning_rate: 0.001\n")
     stops(kit.danlu("finetune", "my.yaml"), "unknown key 'training'")
     stops(kit.chat("finetune", kit.chats, "method=full", "rank=4"), "rank: found 4", "which method=full does not read", "method=lora")  # fmt: skip
+    (kit.folder / "base.yaml").write_text("recipe: chat\nrank: 32\n")
+    says(kit.danlu("show", "base.yaml", "method=full"), "file base.yaml")
+    stops(kit.danlu("show", "base.yaml", "method=full", "rank=4"), "rank: found 4 (command line), which method=full does not read")  # fmt: skip
+    (kit.folder / "both.yaml").write_text("recipe: chat\nrank: 32\nmethod: full\n")
+    stops(kit.danlu("show", "both.yaml"), "rank: found 32 (file both.yaml), which method=full does not read")
     stops(kit.chat("finetune", kit.chats, "momentum=0.5"), "which optimizer=adamw does not read", "optimizer=sgd")
     stops(kit.chat("finetune", kit.chats, "optimizer=sgd", "beta2=0.5"), "which optimizer=sgd does not read")
     stops(kit.chat("finetune", kit.chats, "learning_rates=nothere=1e-3"), "matches none of the")
@@ -369,6 +374,7 @@ def characters_dropped(kit: Kit) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}')  # fmt: skip
     mixed = [{**row, "text": row["text"][:40] + " 这首歌真好听" * 4} for row in kit.texts]
     stops(kit.classify("finetune", mixed, model=folder), "unknown to the tokenizer")
+    says(kit.classify("preflight", mixed, "unknown_share=1", model=folder), "of the letters and digits have no token, and the model never sees them")  # fmt: skip
 
 
 @case(23)

@@ -36,7 +36,7 @@ from danlu.surgery.adapter import add_lora
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training.fit import State, Step, averaged, fit, swap_averages
-from danlu.training.hooks import Best, Record, Save, Skipped, Validate, restore, restore_weights, snapshot
+from danlu.training.hooks import Best, Interrupt, Record, Save, Skipped, Validate, restore, restore_weights, snapshot
 from danlu.training.optimizer import optimizer, schedule
 from danlu.training.options import TrainingOptions
 
@@ -760,7 +760,7 @@ class Normed(Regression):
         return {"loss": (out - batch.y).square().sum(1) + 0 * (out.sum(1) * (batch.y[:, 0] != 77)).abs().sqrt()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.model.named_buffers())
+        return {name: each.clone() for name, each in self.model.named_buffers()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict(state, strict=False)
@@ -870,9 +870,75 @@ def test_after_too_many_in_a_row_it_goes_back_and_on_behind_the_rows(tmp_path: P
         assert equal(weights(whole.task.model), weights(again.task.model))
 
 
+class Measured(nn.Module):
+    """Validation that finds every step better than the one before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.losses = model, itertools.count(100, -1)
+
+    def measures(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"loss": (torch.full((1,), float(next(self.losses))), torch.ones(1))}
+
+
+def test_a_skipped_update_is_neither_validated_nor_the_best(tmp_path: Path) -> None:
+    """Where no checkpoint is taken there is no validation: the best step has one that stays."""
+    state = State(normed(), stream(*(noisy(step, "nan" if step == 11 else None) for step in range(24))), skips=3)
+    best, found = Best(), Measured(state.task.model)
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(tmp_path, 4, 22, tracker, best, lambda: 0.0)
+        check = Validate(found, found.measures, [noisy(99)[0]], 4, 22, 1, tracker, best, lambda _: None)
+        fit(state, 22, [Record(tracker, 24), Skipped(save, lambda _: None), check, save])
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "validation" in line] == [4, 8, 16, 20, 22]
+    assert best.step == 22 and checkpoint.verify(checkpoint.place(tmp_path, 22)) is None
+
+
+def test_an_interrupt_before_harm_changes_nothing(tmp_path: Path) -> None:
+    """The weights gone back to are those of the last checkpoint by its turn, not of the one that an interrupt took, and stay on the disk."""
+    windows = [noisy(step, "nan" if step in (11, 12, 13) else None) for step in range(20)]
+
+    def run(state: State, until: int, folder: Path, interrupted: bool = False) -> State:
+        folder.mkdir(exist_ok=True)
+        with closing(Tracker(folder)) as tracker:
+            save = Save(folder, 4, 20, tracker, Best(), lambda: 0.0)
+            hooks: list[Any] = [Skipped(save, lambda _: None), save]
+            fit(state, until, [Interrupt("TERM"), *hooks] if interrupted else hooks)
+            save.wait()
+            return state
+
+    whole = run(State(normed(), stream(*windows), skips=3), 20, tmp_path / "whole")
+    folder, state = tmp_path / "stopped", State(normed(), stream(*windows), skips=3)
+    run(state, 8, folder)
+    for _ in range(3):  # steps 9, 10 and 11, each with a checkpoint of its own
+        state.stop = None
+        run(state, 20, folder, interrupted=True)
+        found, _ = checkpoint.newest(folder)
+        assert found is not None and found.step == state.step
+        state = State(normed(), stream(*windows), skips=3)
+        restore(state, found)
+    assert state.step == 11 and checkpoint.verify(checkpoint.place(folder, 8)) is None
+    assert equal(weights(whole.task.model), weights(run(state, 20, folder).task.model))
+
+
+def test_after_going_back_a_spike_is_told_from_what_those_weights_did(tmp_path: Path) -> None:
+    """What was remembered of the updates since is forgotten with them."""
+    windows = [noisy(step, "nan" if 290 <= step < 293 else None) for step in range(300)]
+    state = State(normed(), stream(*windows), skips=3, spike=2.0)
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(tmp_path, 140, 300, tracker, Best(), lambda: 0.0)
+        fit(state, 280, [save])
+        save.wait()
+        then = [*state.recent["model"].losses]
+        fit(state, 293, [Skipped(save, lambda _: None), save])
+        save.wait()
+    assert state.step == 293 and state.recent["model"].losses == then and state.recent["model"].returned == 280
+    assert len(then) == 128
+
+
 def test_harm_without_end_stops_with_the_weights_before_it(tmp_path: Path) -> None:
     state = State(normed(), stream(*(noisy(step, "nan" if step >= 10 else None) for step in range(30))), skips=3)
-    again = r"step 17: .*not finite \(rows 163, 164, 165, 166, 167\), after 3 updates in a row that were skipped"
+    again = r"step 17: .*not finite \(rows 163, 164, 165, 166, 167\), after 3 updates in a row that were skipped; its weights are those of step 8"
     with closing(Tracker(tmp_path)) as tracker:
         save = Save(tmp_path, 4, 30, tracker, Best(), lambda: 0.0)
         with pytest.raises(UserError, match=again) as error:

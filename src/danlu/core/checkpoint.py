@@ -77,12 +77,11 @@ def _file(name: str, own: bool) -> str:
 def _agreed(act: Callable[[], Any]) -> list[Any]:
     """What `act` gave in each process, as JSON could hold it; where it fails in one, it fails in all."""
     import torch.distributed as dist
-    from safetensors import SafetensorError
 
     value, failed = None, None
     try:
         value = act()
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+    except Exception as error:  # noqa: BLE001 (raised below, when all know of it)
         failed = error
     (_, processes), everyone = process(), [(value, None if failed is None else str(failed))]
     if processes > 1:
@@ -110,7 +109,7 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final, (rank, processes) = folder / f"step-{step:08d}", process()
+    final, (rank, processes) = place(folder, step), process()
     with contextlib.ExitStack() as stack:
 
         def begin() -> str | None:
@@ -179,6 +178,11 @@ def verify(path: Path) -> str | None:
     return None
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with each newer one that was passed by."""
     complaints: list[str] = []
@@ -190,10 +194,10 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None] = lambda _: None) -> None:
+def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], Collection[int]] = lambda _: ()) -> None:
     """Delete old checkpoints, but never before `keep` newer ones verify. Of several processes, the first does.
 
-    needs: the step that a kept checkpoint cannot do without (its best); that one stays too.
+    needs: the steps that a kept checkpoint cannot do without (its best, the one to go back to); those stay too.
 
     Raises:
         UserError: the disk refuses to delete one; all that were to stay are untouched.
@@ -209,7 +213,7 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], int | None
             old.append(path)
         elif verify(path) is None:
             kept.append(Checkpoint(path, int(path.name.removeprefix("step-"))))
-    needed = {f"step-{step:08d}" for step in map(needs, kept) if step is not None}
+    needed = {place(folder, step).name for each in kept for step in needs(each)}
     for path in old:
         if path.name not in needed:
             try:

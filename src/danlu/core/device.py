@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -250,6 +251,10 @@ def memory_limit(groups: Sequence[Path], total: int, available: int) -> tuple[in
     for folder in groups:
         limit = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
         used = (_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")).strip()
+        cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+        used = (
+            str(max(0, int(used) - int(cached[1]))) if cached and used.isdigit() else used
+        )  # given back when it is needed
         if limit.isdigit() and int(limit) < total:
             total = int(limit)
             available = min(available, max(0, total - int(used or 0)))
@@ -315,16 +320,21 @@ def _read(path: str | Path) -> str:
 
 
 def oom_kills() -> dict[str, str]:
-    """How many processes the kernel has killed for want of memory since this boot; empty where it does not say."""
-    counted = dict(line.split() for line in _read("/proc/vmstat").splitlines() if line.count(" ") == 1)
+    """How many processes the kernel has killed for want of memory since this boot, in the control group of this one or, where that is not
+    counted, at all; empty where it does not say."""
     boot = _read("/proc/sys/kernel/random/boot_id").strip()
-    return {"boot": boot, "oom_kills": counted["oom_kill"]} if boot and "oom_kill" in counted else {}
+    groups = [folder / name for folder in _control_groups() for name in ("memory.events", "memory.oom_control")]
+    for place in [*groups, Path("/proc/vmstat")]:
+        counted = dict(line.split() for line in _read(place).splitlines() if line.count(" ") == 1)
+        if boot and "oom_kill" in counted:
+            return {"boot": boot, "place": str(place), "oom_kills": counted["oom_kill"]}
+    return {}
 
 
 def killed_for_memory(before: dict[str, str] | None) -> bool:
-    """Whether the kernel has killed some process for want of memory since `before`, what `oom_kills` said."""
+    """Whether the kernel has killed some process for want of memory since `before`, what `oom_kills` said; False where nobody can tell."""
     now = oom_kills()
-    return bool(now and before) and before != now and (before or {}).get("boot") == now["boot"]
+    return bool(before) and before != now and all((before or {}).get(key) == now.get(key) for key in ("boot", "place"))
 
 
 def resident_memory_bytes() -> int:

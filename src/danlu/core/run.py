@@ -56,6 +56,7 @@ HOLDS: dict[str, Any] = {
     "run.json": {
         **dict.fromkeys(("name", "status", "created", "danlu", "recipe", "task"), str), "labels": [str],
         "machine": {"memory_bytes?": int}, "kept_rows_sha256?": str, "seconds?": _NUMBER,
+        "folder?": str, "started?": {"*": str}, "out_of_memory?": (True, False),
         "lineage": {
             "model": {"name": str, "sha256": _TEXT, "licence?": _TEXT, "hub?": _TEXT, "kind?": str},
             "data": [{"role": str, "name": str, "sha256": str, "licence?": _TEXT, "rows?": int, "format?": str}],
@@ -167,7 +168,14 @@ class Run:
         Raises:
             UserError: another process holds it; names its number.
         """
-        with (self.path / ".lock").open("a+") as file:
+        try:
+            opened = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}",
+                "make it writable, or copy it to where you may write",
+            ) from None
+        with opened as file:
             for attempt in range(10):  # somebody who only looks (`locked`) holds it for a moment
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -122,7 +122,7 @@ class Task(Protocol):
         """Once per update, after it: queues, moving targets."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What the task itself must remember; it goes into the checkpoint."""
+        """What the task itself must remember, as copies; it goes into the checkpoint, and back when an update is skipped."""
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 

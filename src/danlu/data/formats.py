@@ -25,7 +25,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-LONGEST = 300_000_000
+LONGEST = 200_000_000
 """Bytes of one line."""
 
 PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}

@@ -12,6 +12,26 @@ RISE = 1.02
 """The validation loss must have risen by this factor: less is the noise of a small validation set."""
 
 
+FAR = 3.0
+"""How many times the loss of the first step a validation loss is that nobody learned anything good by."""
+
+
+def diverged(lines: Sequence[Mapping[str, Any]], used: Mapping[str, Any]) -> str | None:
+    """One sentence, if the last validation loss is not finite or FAR times that of the first step, before anything was learned; else None.
+
+    lines: of metrics.jsonl. used: the settings, key: value.
+    """
+    validated = [(line["step"], line["validation"]["loss"]) for line in lines if "validation" in line]
+    first = next((line["loss"] for line in lines if isinstance(line.get("loss"), float)), None)
+    if not validated or not first or first < 0 or validated[-1][1] <= FAR * first:  # NaN is not
+        return None
+    (step, last), rate = validated[-1], used.get("learning_rate")
+    return (
+        f"diverged: the validation loss of step {step} is {last:.4g}, that of the first step was {first:.4g}, before anything was learned. "
+        f"Lower learning_rate (it was {rate:g})"
+    )
+
+
 def overfitting(lines: Sequence[Mapping[str, Any]], used: Mapping[str, Any], steps_per_epoch: float) -> str | None:
     """One sentence, if the validation loss rose for two validations or more while the training loss went on falling; else None.
 

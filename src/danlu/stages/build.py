@@ -54,9 +54,7 @@ def build(prepared: Prepared, say: Say) -> Trainable:
         cast_frozen(model, precision)
     task = task_of(prepared, model)
     loader = Loader(prepared.rows["train"], number(options.batch_size), mine.micro_batch(prepared), options.seed)
-    return Trainable(
-        model, task, State(task, loader, options.seed, precision, skips=options.skips, spike=options.spike or 0.0)
-    )
+    return Trainable(model, task, State(task, loader, options.seed, precision))
 
 
 def task_of(prepared: Prepared, model: Any) -> Any:
@@ -146,8 +144,16 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after
         "disk_bytes": 3 * 12.0 * trained + 4.0 * final,
         "trained_parameters": float(trained),
-        # a gradient and two moments; and a copy of the weights and moments, from which a checkpoint is written
-        **memory(device.resident_memory_bytes() + 24.0 * trained, held, batch.size, min(most, per_step)),
+        "longest": float(rows.lengths.max())
+        if hasattr(rows, "lengths")
+        else 0.0,  # tokens of a row, which is never cut
+        # a gradient and two moments; and a copy of weights and moments, from which a checkpoint is written; an average, and its copy
+        **memory(
+            device.resident_memory_bytes() + (24.0 if options.ema is None else 32.0) * trained,
+            held,
+            batch.size,
+            min(most, per_step),
+        ),
     }
 
 
@@ -170,18 +176,16 @@ def memory(fixed: float, held: float, size: int, micro_batch: float) -> dict[str
 def fitting(
     built: Trainable, prepared: Prepared, expected: dict[str, float], room: int
 ) -> tuple[Prepared, dict[str, float]]:
-    """The same with the largest micro-batch, of those asked for or halved, that is expected to fit into `room` bytes. The gradient is that
-    of the whole window in any case."""
-    setting, longest = (
-        prepared.settings["micro_batch_tokens"],
-        prepared.findings.get("tokens", {}).get("lengths", {}).get("max"),
-    )
-    room = room * 9 // 10
-    if longest is None or setting.origin != "default" or expected["memory_bytes"] <= room:
+    """The same with the largest micro-batch, the default one or that halved, that is expected to fit into nine tenths of `room` bytes; what was
+    asked for stays. The gradient is that of the whole window in any case, but for dropout's draws."""
+    setting, longest, room = prepared.settings["micro_batch_tokens"], expected["longest"], room * 9 // 10
+    if not longest or setting.origin != "default" or expected["memory_bytes"] <= room:
         return prepared, expected
     tokens, each = number(setting.value), expected["bytes_each"]
     while tokens // 2 >= longest and expected["fixed_bytes"] + each * tokens > room:
         tokens //= 2
+    if tokens == setting.value:
+        return prepared, expected
     prepared = with_micro_batch(prepared, tokens, f"derived: {room / 1e9:.1f} GB of memory are free")
     built.state.data = replace(built.state.data, most=tokens)  # type: ignore[type-var]
     return prepared, {**expected, "memory_bytes": expected["fixed_bytes"] + each * tokens}

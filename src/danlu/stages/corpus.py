@@ -138,7 +138,10 @@ def start(asked: Asked, say: Say) -> Base:
         if SCRATCH[name] != task:
             raise UserError(f"model={name} cannot be trained for {task}", f"danlu pretrain {name}")
         settings = asked.settings
-        if {"tokenizer", "vocabulary"} <= settings.keys() and settings["tokenizer"].origin != KEPT:
+        both = [
+            settings[key] for key in ("tokenizer", "vocabulary") if key in settings and settings[key].value is not None
+        ]
+        if len(both) == 2 and both[0].origin != KEPT and not both[1].origin.startswith("derived"):
             raise UserError("tokenizer= is ready, so there is no vocabulary= to learn", "leave one of them out")
         return Base(name, Path(), "", "none: random weights", "random")
     for key, found in (

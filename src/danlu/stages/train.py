@@ -25,7 +25,7 @@ from danlu.core.config import Setting
 from danlu.core.errors import Interrupted, UserError
 from danlu.core.run import Run, create, fresh_name, is_run
 from danlu.core.track import Tracker, read_lines
-from danlu.evaluation.overfitting import overfitting
+from danlu.evaluation.overfitting import diverged, overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, gain, preflight, report
@@ -70,6 +70,7 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         lineage=lineage(prepared),
         machine=preflight.machine_facts(),
         folder=str(Path.cwd()),
+        started=device.oom_kills(),
         torch=torch.__version__,
     )
     with run.lock(), failing(run, new=True):
@@ -98,7 +99,7 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
             with contextlib.suppress(UserError):
                 run.update(out_of_memory=True)
             half = (
-                f"danlu resume {run.path} goes on with half the micro-batch"
+                f"danlu resume {run.path} goes on, with half the micro-batch where rows allow"
                 if run.has("metrics.jsonl")
                 else "give the command again with half micro_batch_tokens"
             )
@@ -192,8 +193,8 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
                 f"{prepared.base.name} is not the model the run began with", "restore it, or start a new run"
             )
         prepared = replace(prepared, asked=asked if longer and asked else Asked(written["recipe"], again, network=code))
+        run.update(status="running", out_of_memory=False, started=device.oom_kills())
         write_settings(run, prepared)
-        run.update(status="running", out_of_memory=False)
         with failing(run):
             train(run, prepared, say, longer)
     return run
@@ -206,24 +207,21 @@ def begun_elsewhere(used: dict[str, Setting], folder: str | None) -> dict[str, S
     return {
         key: Setting(str(there / str(setting.value)), setting.origin)
         for key, setting in named.items()
-        if setting.value and not Path(str(setting.value)).exists() and (there / str(setting.value)).exists()
+        if folder and setting.value and (there / str(setting.value)).exists()
     }
 
 
 def halved(run: Run, used: dict[str, Setting], say: Say) -> dict[str, Setting]:
-    """micro_batch_tokens after a death for want of memory.
-
-    Raises:
-        UserError: smaller micro-batches would not help.
-    """
+    """micro_batch_tokens after a death for want of memory; nothing where smaller micro-batches would not help, which is said."""
     tokens = used["micro_batch_tokens"].value
-    longest = run.read("data.json").get("tokens", {}).get("lengths", {}).get("max")
-    if longest is None or tokens // 2 < longest:
-        least = "an update of images is never cut" if longest is None else f"a row of {longest} tokens is never cut"
-        raise UserError(
-            f"{run.path} ended for want of memory, and {least}",
-            f"free memory, or begin again with lower {'batch_size or image_size' if longest is None else 'max_tokens'} and another out=",
+    longest = run.read("data.json").get("expected", {}).get("longest")
+    if not longest or tokens // 2 < longest:
+        least = f"a row of {longest:.0f} tokens" if longest else "a batch of images"
+        lower = "max_tokens" if longest else "batch_size or image_size"
+        say(
+            f"warning: the run ended for want of memory, and {least} is never cut: free memory, or begin again with lower {lower}"
         )
+        return {}
     say(
         f"the run ended for want of memory: micro_batch_tokens={tokens // 2} from now on (was {tokens}); the gradient stays the same"
     )
@@ -255,7 +253,6 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
 
     longer: a run that had ended goes on, whatever it ended for.
     """
-    run.update(started=device.oom_kills())
     built = build(prepared, say)
     keep_start(run, prepared, built)
     prepared = announce(run, prepared, built, say)
@@ -269,6 +266,8 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
         best, offsets, clock.before = hooks.Best(**content["best"]), content["offsets"], content["seconds"]
         state.stop = None if longer else content["stop"]
         say(f"going on from step {state.step} of {prepared.experiment.training.steps}")
+    elif run.has("metrics.jsonl"):
+        say("no checkpoint was taken yet: training begins again, to the same result")
     update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock, say)
     conclude(run, prepared, built, best, clock, say)
 
@@ -334,6 +333,7 @@ def update(
         Interrupted: a signal asked to stop; a checkpoint has been taken.
     """
     options, state = prepared.experiment.training, built.state
+    state.skips, state.spike = options.skips, options.spike or 0.0
     until, every = number(options.steps), number(options.validate_every)
     progress, interrupt = hooks.Progress(until), hooks.Interrupt()
     batches = validation(prepared)
@@ -359,10 +359,12 @@ def update(
     say(f"watch it: {report.write(run.path)} is written again every {every} steps")
     try:
         with listening(interrupt):
-            fit(state, until, chain)
+            try:
+                fit(state, until, chain)
+            finally:
+                if save.writing:  # after an error: nobody else may have the run before
+                    save.writing.join()
     finally:
-        if save.writing:  # after an error: nobody else may have the run before
-            save.writing.join()
         tracker.close()
     if state.stop and state.stop.startswith("interrupted"):
         run.update(status="interrupted")
@@ -382,7 +384,8 @@ def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, c
             raise UserError(f"{place}, which holds the best weights: {wrong}", "restore it from a copy of the run")
         hooks.restore_weights(state, checkpoint.Checkpoint(place, best.step))
     used = {key: setting.value for key, setting in prepared.settings.items()}
-    if said := overfitting(read_lines(run.path / "metrics.jsonl"), used, prepared.steps_per_epoch):
+    lines = read_lines(run.path / "metrics.jsonl")
+    if said := diverged(lines, used) or overfitting(lines, used, prepared.steps_per_epoch):
         say(said)
         run.write("data.json", {**run.read("data.json"), "overfitting": said})
     swap_averages(built.task.learners())

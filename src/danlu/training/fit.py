@@ -37,13 +37,13 @@ class Recent:
     """A learner's last good updates, and what came after them.
 
     losses, norms: loss and gradient norm of the last RECENT good updates. skipped: updates in a row that were skipped since.
-    returned: whether it went back to a checkpoint since.
+    returned: the step whose weights it went back to since.
     """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
-    returned: bool = False
+    returned: int | None = None
 
     def wrong(self, loss: float, norm: float, spike: float) -> str | None:
         """Why an update must not be made: a number that is not finite, or one that lies more than `spike` ranges of the recent ones above
@@ -54,7 +54,7 @@ class Recent:
             if spike and len(recent) == RECENT and value > max(recent) + spike * (max(recent) - min(recent)):
                 return f"{name} {value:g}: far above the last {RECENT}, {min(recent):g} to {max(recent):g}"
         self.losses, self.norms = [*self.losses[1 - RECENT :], loss], [*self.norms[1 - RECENT :], norm]
-        self.skipped, self.returned = 0, False
+        self.skipped, self.returned = 0, None
         return None
 
 
@@ -63,7 +63,8 @@ class State:
     """All that training is at one moment, between two updates.
 
     step: updates made or skipped. position: where the data goes on. precision: of the matrix products. stop: why training ended early.
-    skips: updates in a row that a learner may skip because of their numbers. spike: see `Recent.wrong`; recent: by learner.
+    skips: updates in a row that a learner may skip because of their numbers. spike: see `Recent.wrong`; recent: by learner. regular: the
+    step of the last checkpoint that was taken by its turn.
     """
 
     task: Task
@@ -76,6 +77,7 @@ class State:
     skips: int = 0
     spike: float = 0.0
     recent: dict[str, Recent] = field(default_factory=dict)
+    regular: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     counts = total([task.counts(batch, name) for batch in window])
     examples = total([{"examples": float(len(batch.rows))} for batch in window])["examples"] if learner.privacy else 0.0
     private = PrivateSum(parameters, learner.privacy) if learner.privacy else None
-    remembered = {key: value.clone() for key, value in task.state_dict().items()}  # running statistics see every batch
+    remembered = task.state_dict()  # running statistics see every batch
     sums: list[dict[str, float]] = []
     by_row: list[dict[str, float]] = []
     learner.optimizer.zero_grad(set_to_none=True)
@@ -188,9 +190,10 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
             map(int, sorted(bad, key=lambda row: (-each_row[row] if np.isfinite(each_row[row]) else 0.0, int(row))))
         )
         if recent.skipped == state.skips:
+            good = state.step - recent.skipped if recent.returned is None else recent.returned
             before = f", after {recent.skipped} updates in a row that were skipped" if recent.skipped else ""
             raise UserError(
-                f"step {state.step + 1}: {why} (rows {', '.join(map(str, rows))}){before}; its weights are those of step {state.step - recent.skipped}",
+                f"step {state.step + 1}: {why} (rows {', '.join(map(str, rows))}){before}; its weights are those of step {good}",
                 "lower learning_rate, or look at those rows",
             )
         recent.skipped += 1

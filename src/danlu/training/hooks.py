@@ -15,6 +15,7 @@ import torch
 
 from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
+from danlu.core.errors import UserError
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
 from danlu.training.fit import Recent, State, Step, averaged
@@ -41,7 +42,8 @@ def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[
         "random": {"torch": torch.get_rng_state()},
     }
     recent = {name: asdict(each) for name, each in state.recent.items()}
-    return tensors, {"format": 1, "step": state.step, "position": state.position, "seed": state.seed, "recent": recent}
+    content = {"format": 1, "step": state.step, "position": state.position, "seed": state.seed}
+    return tensors, content | {"recent": recent, "regular": state.regular}
 
 
 def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
@@ -50,8 +52,13 @@ def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     restore_learned(state, saved)
     torch.set_rng_state(saved.tensors("random")["torch"])
     state.step, state.position = content["step"], content["position"]
-    state.recent = {name: Recent(**each) for name, each in content.get("recent", {}).items()}
+    state.recent, state.regular = remembered(content), content.get("regular")
     return content
+
+
+def remembered(content: Mapping[str, Any]) -> dict[str, Recent]:
+    """The last good updates of each learner when a checkpoint was taken."""
+    return {name: Recent(**each) for name, each in content.get("recent", {}).items()}
 
 
 def restore_learned(state: State, saved: Checkpoint) -> None:
@@ -111,8 +118,11 @@ class Record:
 
 @dataclass
 class Skipped:
-    """Says which updates were skipped; after as many in a row as there may be, the weights go back to those of the newest checkpoint, and the
-    data goes on behind the rows. Once: what is skipped right after that again ends training."""
+    """Says which updates were skipped; after as many in a row as there may be, the weights go back to those of the last regular checkpoint,
+    and the data goes on behind the rows. Once: what is skipped right after that again ends training.
+
+    Not to one that was taken where a person interrupted: the run must be the one that was never interrupted.
+    """
 
     saved: Save
     say: Callable[[str], None]
@@ -125,16 +135,19 @@ class Skipped:
             more = f" and {len(update.rows) - 8} more" if len(update.rows) > 8 else ""
             rows = ", ".join(map(str, update.rows[:8])) + more
             self.say(f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} (rows {rows})")
-            recent = state.recent[name]
-            if recent.skipped == state.skips and not recent.returned:
+            recent, regular = state.recent[name], state.regular
+            if recent.skipped == state.skips and recent.returned is None and regular is not None:
                 self.saved.wait()
-                found, _ = checkpoint.newest(self.saved.folder)
-                if found is not None:
-                    restore_learned(state, found)
-                    recent.skipped, recent.returned = 0, True
-                    self.say(
-                        f"step {step.number}: {state.skips} in a row; back to the weights of step {found.step}, on with the rows behind"
-                    )
+                found = Checkpoint(checkpoint.place(self.saved.folder, regular), regular)
+                if wrong := checkpoint.verify(found.path):
+                    self.say(f"step {step.number}: {found.path}: {wrong}; there is nothing to go back to")
+                    continue
+                restore_learned(state, found)
+                state.recent = remembered(found.state())  # what is far outside is told by what those weights did
+                state.recent.setdefault(name, Recent()).returned = regular
+                self.say(
+                    f"step {step.number}: {state.skips} in a row; back to the weights of step {regular}, on with the rows behind"
+                )
 
 
 @torch.no_grad()
@@ -193,7 +206,7 @@ class Validate:
 
     def __call__(self, state: State, step: Step) -> None:
         last = state.step == self.until or not (state.stop or "interrupted").startswith("interrupted")
-        if not self.batches or (state.step % self.every and not last):
+        if not last and (state.step % self.every or unsettled(state)):  # where no checkpoint is taken either
             return
         with averaged(state.task.learners()):
             found = measure(self.model, self.measures, self.batches, state.precision)
@@ -213,10 +226,10 @@ class Validate:
             )
 
 
-def best_step(saved: Checkpoint) -> int | None:
-    """The step whose weights were the best when this checkpoint was taken."""
-    step: int | None = saved.state()["best"]["step"]
-    return step
+def needed(saved: Checkpoint) -> set[int]:
+    """The step whose weights were the best when this checkpoint was taken, and the one to go back to."""
+    content = saved.state()
+    return {content["best"]["step"], content.get("regular")} - {None}
 
 
 @dataclass
@@ -225,7 +238,7 @@ class Save:
     so that the newest one is always good.
 
     A copy is taken between two updates, and written in the background while training goes on: one at a time, and the last one is
-    waited for. What goes wrong is raised at the next step. The copy takes as much memory as weights and optimizer.
+    waited for. What goes wrong is raised at the next step. The copy takes as much memory as weights, averages and optimizer.
     Several processes write it together, and wait for it.
     """
 
@@ -241,8 +254,14 @@ class Save:
     def __call__(self, state: State, step: Step) -> None:
         if self.failed:
             self.wait()
-        ends = state.step == self.until or state.stop is not None
-        if ends or (state.step % self.every == 0 and not unsettled(state)):
+        # Where a person interrupts between two skipped updates, the checkpoint before is the one to go on from.
+        ends = state.step == self.until or not (
+            state.stop is None or (unsettled(state) and state.stop.startswith("interrupted"))
+        )
+        regular = state.step % self.every == 0 and not unsettled(state)
+        if regular:
+            state.regular = state.step
+        if ends or regular:
             self.begin(state)
         if ends or checkpoint.process()[1] > 1:
             self.wait()
@@ -254,6 +273,10 @@ class Save:
         tensors = {
             name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in tensors.items()
         }
+        if not all(bool(each.isfinite().all()) for each in tensors["weights"].values() if each.is_floating_point()):
+            raise UserError(
+                f"step {state.step}: weights are not finite; no checkpoint of them is taken", "lower learning_rate"
+            )
         stop = None if (state.stop or "").startswith("interrupted") else state.stop
         content |= {
             "best": asdict(self.best),
@@ -268,7 +291,7 @@ class Save:
         """In the background: save, then rotate."""
         try:
             checkpoint.save(self.folder, step, tensors, content, OWN)
-            checkpoint.rotate(self.folder, needs=best_step)
+            checkpoint.rotate(self.folder, needs=needed)
         except Exception as error:  # noqa: BLE001 (raised by `wait`)
             self.failed = error
 
@@ -344,7 +367,7 @@ class Limit:
     elapsed: Callable[[], float]
 
     def __call__(self, state: State, step: Step) -> None:
-        if self.elapsed() >= self.seconds and state.stop is None and not unsettled(state):
+        if self.elapsed() >= self.seconds and state.stop is None:
             state.stop = f"time limit: {clock(self.seconds)} are over"
 
 
@@ -355,5 +378,5 @@ class Interrupt:
     asked: str | None = None
 
     def __call__(self, state: State, step: Step) -> None:
-        if self.asked and state.stop is None and not unsettled(state):
+        if self.asked and state.stop is None:
             state.stop = f"interrupted: {self.asked}"
