@@ -136,11 +136,16 @@ def check_read(asked: Asked) -> None:
     """Every key and type is right, and read by the task.
 
     Raises:
-        UserError: a key that the task, or the value of another setting, would leave without effect.
+        UserError: a key that the task, or the value of another setting, would leave without effect. What a call sets may leave
+            a file's keys so: the file is of more than this call.
     """
     values = config.flat(asked.experiment)
     for by, value in UNREAD:
-        if values[by] == value and (idle := unread(asked, by, value)):
+        told = by in asked.settings and not asked.settings[by].origin.startswith(("file ", "recipe "))
+        idle = [
+            key for key in unread(asked, by, value) if not (told and asked.settings[key].origin.startswith("file "))
+        ]
+        if values[by] == value and idle:
             raise UserError(
                 f"{idle[0]}: found {values[idle[0]]!r} ({asked.settings[idle[0]].origin}), which {by}={value} does not read",
                 f"leave it out, or set {by}={'lora' if by == 'method' else 'adamw' if value == 'sgd' else 'sgd'}",

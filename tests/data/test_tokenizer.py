@@ -358,7 +358,7 @@ def test_a_large_number_that_is_no_length_is_a_value(small, tmp_path, template):
 def test_a_result_that_would_be_too_large_is_refused_before_it_is_made(small, tmp_path, call):
     file = tmp_path / "template.jinja"
     file.write_text("{% set n = 2000000000 %}{% set made = " + call + " %}x")
-    with pytest.raises(UserError, match="a result of .* too large"):
+    with pytest.raises(UserError, match=r"a result of .* too large"):
         Tokenizer.load(small, str(file)).render(CHAT)
 
 

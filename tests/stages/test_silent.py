@@ -242,7 +242,8 @@ def setting_ignored(kit: Kit) -> None:
     stops(kit.danlu("finetune", "my.yaml"), "unknown key 'training'")
     stops(kit.chat("finetune", kit.chats, "method=full", "rank=4"), "rank: found 4", "which method=full does not read", "method=lora")  # fmt: skip
     (kit.folder / "base.yaml").write_text("recipe: chat\nrank: 32\n")
-    says(kit.danlu("show", "base.yaml", "method=full"), "file base.yaml")
+    base = kit.danlu("finetune", "base.yaml", "method=full", f"model={kit.chatter}", f"data={kit.rows(kit.chats)}", *quick(("steps=1", "out=full"), "answers=0"))  # fmt: skip
+    assert base.code == 0, base.err
     stops(kit.danlu("show", "base.yaml", "method=full", "rank=4"), "rank: found 4 (command line), which method=full does not read")  # fmt: skip
     (kit.folder / "both.yaml").write_text("recipe: chat\nrank: 32\nmethod: full\n")
     stops(kit.danlu("show", "both.yaml"), "rank: found 32 (file both.yaml), which method=full does not read")

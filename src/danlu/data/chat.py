@@ -98,7 +98,8 @@ def conversation(
             f"{row.place}: found tool definitions in column 'tools', which are not learned from",
             "remove the column, or write the tools into the system message",
         )
-    if values.get("history"):
+    history = values.get("history")
+    if history and not (isinstance(history, str) and history.strip() in ("", "[]", "null")):  # as CSV has it
         raise UserError(
             f"{row.place}: found earlier turns in column 'history', which are not learned from",
             "write the conversation as `messages`, or remove the column",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
+from string import Formatter
 from typing import Any, cast
 
 import jinja2
@@ -31,6 +32,23 @@ STEPS = 1_000_000
 
 LARGEST = 10_000_000
 """Characters, elements or bits that one product in a template may have."""
+
+LENGTHS = (
+    "center",
+    "ljust",
+    "rjust",
+    "zfill",
+    "expandtabs",
+    "indent",
+    "batch",
+    "slice",
+    "round",
+    "to_bytes",
+)
+"""Filters and methods whose numbers are lengths."""
+
+PERCENT = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(\*|\d*)\.?(\*|\d*)[hlL]?(.?)", re.DOTALL)
+"""A field of `%`, as Python reads it: width, precision, kind; the kind is `(` where a key has brackets of its own."""
 
 FAULTS = (
     TypeError,
@@ -480,20 +498,32 @@ def _now(format: str) -> str:  # noqa: A002 (a template may name it)
 
 
 def weigh(name: str, given: Sequence[Any]) -> None:
-    """Refuse a call of this name that would make something far too large, before it is made; given: what it is called on, and with."""
-    size = max((each for each in given if isinstance(each, int)), default=0)
-    first, *rest = [len(each) if isinstance(each, str) else 0 for each in given[:3]] or [0]
-    if name in ("format", "format_map") and first and re.search(r"\d{5}|\*", given[0]):
-        size = LARGEST + 1  # a width, or one that is given with the values
-    elif name in ("replace", "translate", "indent", "expandtabs"):
-        size = max(size, 1) * (first + 1) * max(rest, default=1)
-        if name == "replace" and len(given) > 2 and isinstance(given[0], str) and isinstance(given[1], str):
-            size = given[0].count(given[1]) * max(rest)
-    elif name == "join" and len(given) > 1:
-        size = sum(
-            len(each) for part in given if isinstance(part, (list, tuple)) for each in part if isinstance(each, str)
+    """Refuse a call of this name that would make something far too large, before it is made; given: what it is called on, or None, and with."""
+    value, *rest = (each.decode("latin-1") if isinstance(each, bytes) else each for each in given)
+    size = max((abs(each) for each in rest if isinstance(each, int)), default=0) if name in LENGTHS else 0
+    texts = [each for part in rest for each in (part.values() if isinstance(part, dict) else [part])]
+    longest = max((len(each) for each in texts if isinstance(each, str)), default=1)
+    first = len(value) if isinstance(value, str) else 0
+    if name == "%":
+        fields = PERCENT.findall(value) if first else []
+        size = len(fields) * longest + sum(
+            LARGEST + 1 if "*" in field or field[2] == "(" else sum(map(int, filter(None, field[:2])))
+            for field in fields
         )
-        size += first * max((len(part) for part in given if isinstance(part, (list, tuple))), default=0)
+    elif name in ("format", "format_map") and first:
+        widths = [field[2] or "" for field in Formatter().parse(value)]
+        size = len(widths) * longest + sum(
+            LARGEST + 1 if "{" in width else sum(map(int, re.findall(r"\d+", width))) for width in widths
+        )
+    elif name in ("indent", "expandtabs", "translate"):
+        size = max(size, 1) * (first + 1) * max(longest, 1)
+    elif name == "replace":
+        old, new = map(str, rest[:2])
+        size = str(value).count(old) * len(new)
+    elif name == "join":
+        lists = [part for part in given if isinstance(part, (list, tuple, range))]
+        size = sum(len(each) for part in lists for each in part if isinstance(each, str))
+        size += max(first, longest) * max(map(len, lists), default=0)
     if size > LARGEST:
         raise jinja2.TemplateError(f"a result of {name!r} too large, at most {LARGEST:,}")
 
@@ -513,7 +543,7 @@ def _careful(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def filtered(*args: Any, **kwargs: Any) -> Any:
         given = args[1:] if hasattr(function, "jinja_pass_arg") else args
-        weigh(name, (*given, *kwargs.values()))
+        weigh(name, (*given, *(kwargs[key] for key in sorted(kwargs, reverse=True))))  # old before new
         return weighed(function(*args, **kwargs))
 
     return filtered
@@ -550,9 +580,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.spend(20)  # it takes about as long
-        of = getattr(getattr(function, "__wrapped__", function), "__self__", None)
-        given = (of, *args) if isinstance(of, (str, list, tuple, dict)) else args
-        weigh(getattr(function, "__name__", ""), (*given, *kwargs.values()))
+        of = getattr(function, "__self__", getattr(getattr(function, "__wrapped__", None), "__self__", None))
+        weigh(getattr(function, "__name__", ""), (of, *args, *kwargs.values()))
         return weighed(super().call(context, function, *args, **kwargs))
 
     def shown(self, value: Any) -> Any:
@@ -576,8 +605,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             )
         if size > LARGEST:
             raise jinja2.TemplateError(f"a result of {operator!r} too large: {size:g}, at most {LARGEST:,}")
-        if operator == "%" and isinstance(left, str):
-            weigh("format", (left, *(right if isinstance(right, tuple) else (right,))))
+        if operator == "%" and isinstance(left, (str, bytes)):
+            weigh("%", (left, *(right if isinstance(right, tuple) else (right,))))
         return weighed(super().call_binop(context, operator, left, right))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
@@ -591,9 +620,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 def _compiled(template: str) -> jinja2.Template:
     """The environment transformers renders templates in, so that they come out the same, byte for byte."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters = {name: _careful(name, each) for name, each in environment.filters.items()}
+    environment.filters = {
+        name: _careful("%" if name == "format" else name, each) for name, each in environment.filters.items()
+    }
     environment.filters |= {"tojson": _tojson, "counted": environment.counted}
     environment.finalize = environment.shown
+    del environment.globals["lipsum"]  # as many words as it is asked for
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
     try:
         return environment.from_string(template)

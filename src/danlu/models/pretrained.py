@@ -66,6 +66,9 @@ CLASSES = {
 }
 """`model_type` -> what transformers' classes of our own architectures are called."""
 
+READ = ("float16", "bfloat16", "float32", "float64")
+"""Types of weights that are read: those that torch computes with everywhere."""
+
 HEAD = re.compile(r"^(score|classifier)\.|^bert\.pooler\.")
 MASKS = re.compile(r"^(cls\.predictions|lm_head)\.")
 LAST = re.compile(r"^(score|logits_proj|(classifier|classification_head)(\.out_proj)?)\.(weight|bias)$")
@@ -564,8 +567,9 @@ def read_weights(
                     wrong.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
                 else:
                     tensor = file.get_tensor(raw)
-                    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-                        wrong.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
+                    counter = name.endswith("num_batches_tracked") and not tensor.is_floating_point()
+                    if str(tensor.dtype).removeprefix("torch.") not in READ and not counter:
+                        wrong.append(f"{name} is {tensor.dtype}, expected {', '.join(READ)}")
                     elif not tensor.isfinite().all():
                         wrong.append(f"{name} has numbers that are not finite")
                     state[name] = tensor.to(dtype or tensor.dtype, copy=True)

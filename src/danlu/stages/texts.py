@@ -102,8 +102,13 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     findings = describe(base, sources, parts, encoded, dropped, labels, tokenizer)
     findings["unknown_share"] = unknown
     if unknown >= 0.01:
+        what = (
+            "letters and digits have no token, and the model never sees them"
+            if tokenizer.unknown is None
+            else "tokens are unknown to the tokenizer, and all one to the model"
+        )
         findings["notes"].append(
-            f"warning: {unknown:.0%} of the tokens are unknown to the tokenizer, and all one to the model: mend the text, or give a model for its language"
+            f"warning: {unknown:.0%} of the {what}: mend the text, or give a model for its language"
         )
     findings["notes"] += learned_before(base, parts["test"])
     if chat:
