@@ -193,7 +193,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
             good = state.step - recent.skipped if recent.returned is None else recent.returned
             before = f", after {recent.skipped} updates in a row that were skipped" if recent.skipped else ""
             raise UserError(
-                f"step {state.step + 1}: {why} (rows {', '.join(map(str, rows))}){before}; its weights are those of step {good}",
+                f"step {state.step + 1}: {why} ({listed(rows)}){before}; its weights are those of step {good}",
                 "lower learning_rate, or look at those rows",
             )
         recent.skipped += 1
@@ -213,6 +213,11 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
             average.lerp_(parameter.detach(), 1 - decay)
     task.end(name)
     return Update(means, counts, loss, float(norm), max(group["lr"] for group in learner.optimizer.param_groups))
+
+
+def listed(rows: Sequence[int]) -> str:
+    """`rows 3, 4`, the first eight of them."""
+    return f"rows {', '.join(map(str, rows[:8]))}" + f" and {len(rows) - 8} more" * (len(rows) > 8)
 
 
 class PrivateSum:

@@ -18,7 +18,7 @@ from danlu.core.checkpoint import Checkpoint
 from danlu.core.errors import UserError
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
-from danlu.training.fit import Recent, State, Step, averaged
+from danlu.training.fit import Recent, State, Step, averaged, listed
 from danlu.training.optimizer import load_state_tensors, state_tensors
 
 
@@ -132,9 +132,9 @@ class Skipped:
             if not update.skipped:
                 continue
             who = f"{name}: " if len(step.updates) > 1 else ""
-            more = f" and {len(update.rows) - 8} more" if len(update.rows) > 8 else ""
-            rows = ", ".join(map(str, update.rows[:8])) + more
-            self.say(f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} (rows {rows})")
+            self.say(
+                f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} ({listed(update.rows)})"
+            )
             recent, regular = state.recent[name], state.regular
             if recent.skipped == state.skips and recent.returned is None and regular is not None:
                 self.saved.wait()
