@@ -42,8 +42,10 @@ test: $(READY) ## run the tests (ARGS="-k resume" chooses)
 test-faults: $(READY) ## the long tests of a run that is killed, on a disk that fails (ARGS="-k kills" chooses)
 	$(BIN)/pytest -q -m "faults or not faults" tests/faults $(ARGS)
 
-fuzz: $(READY) ## give every parser many damaged files (EXAMPLES=100000 for longer)
+fuzz: $(READY) ## give every parser many damaged files (EXAMPLES=5000 of hypothesis, then SECONDS=60 guided by coverage, each)
 	EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q tests/fuzz
+	test -d .fuzz || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .fuzz atheris==3.0.0
+	PYTHONPATH=.fuzz:. $(BIN)/python tests/fuzz/guided.py -timeout=60 -max_total_time=$(or $(SECONDS),60)
 
 check: $(READY) ## linter, formatter, types, import contracts
 	$(BIN)/ruff check
