@@ -273,7 +273,7 @@ def test_archives_written_one_behind_the_other_are_one(tmp_path, packed):
 
 
 def test_a_file_that_grows_without_measure_is_refused(tmp_path):
-    file = write(tmp_path, "a.jsonl.zst", bytes(257 << 20))
+    file = write(tmp_path, "a.txt.zst", (b"a" * (1 << 20) + b"\n") * 257)
     with pytest.raises(UserError, match="over 200 times as much"):
         read(file)
 
