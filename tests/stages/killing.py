@@ -106,8 +106,6 @@ def killed_often(words, run, spawn, times, dice):
                 ),
                 process,
             )
-            if not found and process.exitcode == 0:
-                break  # its steps were used up: what it has become is compared all the same
             assert found, f"no save was seen: {(run.parent / 'said.txt').read_text()[-2000:]}"
         elif number % 6 == 1:
             wait_for(lambda: run.exists(), process)
@@ -117,11 +115,8 @@ def killed_often(words, run, spawn, times, dice):
             time.sleep(dice.uniform(0, 0.1))
         else:
             wait_for(lambda border=int(ended) + 1: epoch(run) >= border, process)
-        process.kill()
-        process.join()
-        if process.exitcode == 0:
-            break
+        kill(process)
         inside += number % 2 == 0 and in_a_save(run, since)
         epochs.append(int(epoch(run)))
-    assert inside >= times // 4, "hardly a kill was inside a save"
+    assert inside == times // 2
     return inside, epochs
