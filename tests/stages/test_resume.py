@@ -18,8 +18,8 @@ def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, d
     words = {
         "chat": lambda: chat(chatter, chat_file),
         "texts": lambda: texts(sorter, text_file, steps=80),
-        "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=160),
-        "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=160),
+        "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=130),
+        "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=130),
         "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate"),
         "gan": lambda: images(digits, "gan", steps=40),
     }[kind]()
