@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-faults fuzz check format docs lock clean
+.PHONY: help setup demo test test-faults fuzz bench check format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ fuzz: $(READY) ## give every parser many damaged files (EXAMPLES=5000 of hypothe
 	EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/pytest -q tests/fuzz
 	test -d .fuzz || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .fuzz atheris==3.0.0
 	PYTHONPATH=.fuzz:. $(BIN)/python tests/fuzz/guided.py -timeout=60 -max_total_time=$(or $(SECONDS),60)
+
+bench: $(READY) ## fine-tuning, the corpus and the silent failures beside the peers: hours (race and ablations by name; ARGS="finetune lora" chooses: a file of benchmarks/ and what it is told)
+	@if [ -n "$(ARGS)" ]; then set -- $(ARGS); name=$$1; shift; exec $(BIN)/python benchmarks/$$name.py "$$@"; fi; \
+		$(BIN)/python benchmarks/finetune.py all && \
+		$(BIN)/python benchmarks/corpus.py all && \
+		$(BIN)/python benchmarks/near_duplicates.py examples/data/sections.jsonl && \
+		$(BIN)/python benchmarks/silent.py
 
 check: $(READY) ## linter, formatter, types, import contracts
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@
     python benchmarks/corpus.py whole SOURCES                              everything, with a report of each pass
     python benchmarks/corpus.py kills SOURCES times=10                     killed at random moments and started again: the same bytes?
     python benchmarks/corpus.py datatrove TEXT.jsonl[.gz]… megabytes=5     Gopher's rules and near duplicates in datatrove
+    python benchmarks/corpus.py all                                        everything above, from the sample in examples/data
 
 Peers live in an environment of their own, .venv-peers, which is made when it is first needed. Run nothing else meanwhile.
 """
@@ -17,7 +18,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -26,24 +26,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+
+from peers import ROOT, interpreter, run
 
 
 HERE = Path(__file__).parent
 PEERS = ["datasets==4.4.1", "tokenizers==0.22.1", "datatrove[io,processing]==0.10.1", "spacy==3.8.7"]
 DANLU = [str(Path(sys.executable).with_name("danlu")), "prepare", "corpus"]
 PLAIN = ("cleaning=", "duplicates=keep", "validation_share=0.0001", "test_share=0.0001")
-
-
-def peers() -> str:
-    """The interpreter of the peers' environment."""
-    python = HERE.parent / ".venv-peers" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", HERE.parent / ".venv-peers"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return str(python)
 
 
 # ----------------------------------------------------------------------------------------------------------- sources
@@ -133,48 +125,7 @@ def make(out, paths, megabytes):
         five.write("</mediawiki>\n")
 
 
-# ----------------------------------------------------------------------------------------------------------- running
-
-
-def tree(pid):
-    """A process and all below it."""
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def proportional(pid):
-    """Bytes of a process, what it shares with others counted in part (Pss)."""
-    try:
-        return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) * 1024
-    except (OSError, TypeError):
-        return 0
-
-
-def run(words, quiet=True, **environment):
-    """(seconds, peak bytes of the whole tree) of a command."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=subprocess.STDOUT if quiet else None,
-        env={**os.environ, **environment},
-    )
-    peak = [0]
-
-    def watch():
-        while process.poll() is None:
-            peak[0] = max(peak[0], sum(map(proportional, tree(process.pid))))
-            time.sleep(0.2)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    if process.wait():
-        raise SystemExit(f"{' '.join(map(str, words))} ended with {process.returncode}")
-    watching.join()
-    return time.monotonic() - began, peak[0]
+# ---------------------------------------------------------------------------------------------------------- measured
 
 
 def digest(folder):
@@ -184,8 +135,6 @@ def digest(folder):
         whole.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
 
-
-# ---------------------------------------------------------------------------------------------------------- measured
 
 RAW = """
 import json, sys, time
@@ -218,7 +167,7 @@ print(took, time.monotonic() - started, len(made))
 
 def tokenize(source, tokenizer, pairs=5):
     """Medians of so many rounds of: the tokenizer alone, danlu from the command to the packed corpus, datasets.map at its best setting."""
-    python, size = peers(), sum(len(text.encode()) for text in texts([source]))
+    python, size = interpreter(".venv-peers", PEERS), sum(len(text.encode()) for text in texts([source]))
     with tempfile.TemporaryDirectory() as scratch:
 
         def mapped(processes, batch):
@@ -272,7 +221,7 @@ def tokenize(source, tokenizer, pairs=5):
 def memory(paths, tokenizer):
     """Peak memory of everything, cleaning and duplicates included."""
     with tempfile.TemporaryDirectory() as scratch:
-        for megabytes in (10, 100, 500, 2000):
+        for megabytes in (10, 100, 2000):
             source = Path(scratch, "a.jsonl")
             with source.open("w", encoding="utf-8") as file:
                 for text in mixed(paths, megabytes):
@@ -284,7 +233,7 @@ def memory(paths, tokenizer):
 
 def datatrove(paths, megabytes, pairs=3):
     """Gopher's rules and near duplicates, in alternation with datatrove: two files, two processes on either side."""
-    python = peers()
+    python = interpreter(".venv-peers", PEERS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "in")
         folder.mkdir()
@@ -347,6 +296,31 @@ def kills(source, times=10, seed=0):
         )
 
 
+def everything():
+    """All of it, as `make bench` does, on what comes with the repository."""
+    from danlu.models.pretrained import resolve
+
+    tokenizer = str(resolve("smollm2-135m", print).folder)
+    sample = [str(ROOT / "examples" / "data" / "sections.jsonl")]
+    with tempfile.TemporaryDirectory() as scratch:
+        sources, plain = Path(scratch, "sources"), Path(scratch, "plain.jsonl")
+        make(sources, sample, 50)
+        with plain.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in mixed(sample, 100))
+        tokenize(str(plain), tokenizer)
+        memory(sample, tokenizer)
+        whole(str(sources))
+        kills(str(sources))
+        datatrove(sample, 2)
+
+
+def whole(sources):
+    """Everything on these sources, with a report of each pass."""
+    with tempfile.TemporaryDirectory() as scratch:
+        seconds, peak = run([*DANLU, f"data={sources}", f"out={scratch}/c"], quiet=False)
+        print(f"{seconds:.0f} s, peak memory {peak / 1e6:,.0f} MB")
+
+
 def main(arguments):
     name, *words = arguments or ["help"]
     keys = dict(word.split("=", 1) for word in words if "=" in word)
@@ -360,9 +334,9 @@ def main(arguments):
     elif name == "kills":
         kills(places[0], int(keys.get("times", 10)))
     elif name == "whole":
-        with tempfile.TemporaryDirectory() as scratch:
-            seconds, peak = run([*DANLU, f"data={places[0]}", f"out={scratch}/c"], quiet=False)
-            print(f"{seconds:.0f} s, peak memory {peak / 1e6:,.0f} MB")
+        whole(places[0])
+    elif name == "all":
+        everything()
     elif name == "datatrove":
         datatrove(places, float(keys.get("megabytes", 5)), int(keys.get("pairs", 3)))
     else:

@@ -20,9 +20,10 @@ import traceback
 import warnings
 from pathlib import Path
 
+from peers import TRAINERS, interpreter
+
 
 HERE = Path(__file__).parent
-PEERS = ["torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "trl==1.16.0", "datasets==5.2.0", "accelerate==1.15.0"]  # fmt: skip
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -30,15 +31,6 @@ CHATML = (
 THINKING = """{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for m in messages %}{%- if m.role == 'assistant' and loop.index0 < ns.last %}{{- '<|im_start|>assistant\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}
 {%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
-
-
-def peers() -> str:
-    """The interpreter of the peers' environment."""
-    python = HERE.parent / ".venv-trainers" / "bin" / "python"
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", HERE.parent / ".venv-trainers"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
-    return str(python)
 
 
 # ------------------------------------------------------------------------------------------------------------- material
@@ -545,4 +537,8 @@ if __name__ == "__main__":
         measure(sys.argv[2:])
     else:
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
-        sys.exit(subprocess.run([peers(), __file__, "measure", *sys.argv[1:]], env=offline, check=False).returncode)
+        sys.exit(
+            subprocess.run(
+                [interpreter(".venv-trainers", TRAINERS), __file__, "measure", *sys.argv[1:]], env=offline, check=False
+            ).returncode
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -49,7 +49,9 @@ class Call:
 
     def output(self, content: Any, text: Callable[[Any], str]) -> None:
         """The result: for a program, or in words."""
-        shown = json.dumps(content, ensure_ascii=False, indent=1, default=str) if self.json else text(content)
+        from danlu.core.cache import as_json
+
+        shown = as_json(content, indent=1, default=str) if self.json else text(content)
         print(shown, file=self.stdout, flush=True)
 
 
@@ -507,6 +509,16 @@ def parse(arguments: Sequence[str]) -> Call:
     return Call(words, settings, json=switches["json"], debug=switches["debug"])
 
 
+RESUMABLE = ("finetune", "pretrain", "resume", "prepare")
+
+
+def stopped(arguments: Sequence[str] | None) -> int:
+    """The exit code after Ctrl-C; another one, while the process ends, ends it without a traceback."""
+    if arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 done, 2 bad input, 130 stopped by Ctrl-C with everything saved."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -540,14 +552,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"danlu: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ndanlu: stopped", file=sys.stderr)
-        return 130
+        again = "; the same command again begins, or goes on with what there is" if name in RESUMABLE else ""
+        print(f"\ndanlu: stopped{again}", file=sys.stderr)
+        return stopped(arguments)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Interrupted as error:
         print(f"danlu: {error}", file=sys.stderr)
-        return 130
+        return stopped(arguments)
     except Exception as error:
         if debug:
             raise

@@ -150,6 +150,16 @@ def check_read(asked: Asked) -> None:
                 f"{idle[0]}: found {values[idle[0]]!r} ({asked.settings[idle[0]].origin}), which {by}={value} does not read",
                 f"leave it out, or set {by}={'lora' if by == 'method' else 'adamw' if value == 'sgd' else 'sgd'}",
             )
+    for by, share in (("validation", "validation_share"), ("test", "test_share"), ("folds", "test_share")):
+        found = asked.settings.get(share)
+        told = by in asked.settings and not asked.settings[by].origin.startswith(("file ", "recipe "))
+        if not (found and values[by] and values[share]) or found.origin.startswith("recipe"):
+            continue
+        if not (told and found.origin.startswith("file ")):
+            raise UserError(
+                f"{share}: found {values[share]:g} ({found.origin}), but {by}={values[by]} says which rows those are",
+                f"leave out {share}= or {by}=",
+            )
     task = asked.experiment.task.task
     readers = {key: field.metadata["tasks"] for _, key, field, _ in config.leaves(Experiment)}
     for key, setting in asked.settings.items():

@@ -12,6 +12,7 @@ import torch
 
 from danlu.core import checkpoint
 from danlu.core.checkpoint import newest, rotate, save, verify
+from danlu.core.errors import UserError
 
 
 def tensors(value: float = 0.0) -> dict[str, dict[str, torch.Tensor]]:
@@ -176,6 +177,31 @@ def test_rotation_never_counts_a_damaged_one(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 3, 4]
     found, _ = newest(tmp_path)
     assert found is not None and found.step == 3
+
+
+def test_what_somebody_else_put_there_stays_and_hinders_nothing_but_their_own_place(tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "precious").write_text("mine")
+    (folder := tmp_path / "checkpoints").mkdir()
+    (folder / "step-00000000").symlink_to(elsewhere)
+    (folder / "step-00000001.bak").write_text("mine")
+    (folder / "step-00000001-copy").mkdir()
+    for step in (2, 3, 4):
+        save(folder, step, tensors(step), STATE)
+        rotate(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-00000000", "step-00000001-copy", "step-00000001.bak", "step-00000003", "step-00000004"
+    ]  # fmt: skip
+    assert (elsewhere / "precious").read_text() == "mine" == (folder / "step-00000001.bak").read_text()
+    (folder / "step-00000005").write_text("mine")
+    with pytest.raises(UserError, match="step-00000005: the checkpoint could not be written") as error:
+        save(folder, 5, tensors(), STATE)
+    assert error.value.fix.startswith(f"move away the file or link at {folder / 'step-00000005'}, then `danlu resume`")
+    assert (folder / "step-00000005").read_text() == "mine"
+    (other := tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError) as error:
+        save(other, 5, tensors(), STATE)
+    assert error.value.fix.startswith(f"move away the file or link at {other}, then")
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:

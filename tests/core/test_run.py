@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from danlu.cli import main
 from danlu.core.errors import UserError
 from danlu.core.run import Run, create, delete, fresh_name, is_run, list_runs, open_run, write_text
+from danlu.core.track import Tracker, read_lines
+from danlu.evaluation.overfitting import overfitting
 from danlu.stages import inspect
 
 
@@ -173,3 +178,26 @@ def test_a_run_is_not_deleted_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"is a symbolic link to {run.path}; nothing was deleted"):
         delete(Run(link))
     assert sorted(run.path.iterdir()) == before and link.is_symlink()
+
+
+def test_figures_that_are_not_finite_are_null_on_the_disk_and_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON has no NaN. Whoever reads the run's figures, or lists and draws it, copes."""
+
+    def strictly(text: str) -> Any:
+        return json.loads(text, parse_constant=lambda found: pytest.fail(f"{found} is no JSON"))
+
+    run = create(tmp_path / "run", **FACTS)
+    figure = {"value": math.nan, "low": -math.inf, "high": math.inf}
+    run.write("evaluation.json", {"metrics": {"auc": figure, "accuracy": {"value": 1.0, "low": 0.5, "high": 1.0}}})
+    with contextlib.closing(Tracker(run.path)) as tracker:
+        tracker.metrics(1, {"loss": 2.0, "validation": {"loss": math.nan}})
+        tracker.metrics(2, {"loss": 1.0, "validation": {"loss": 3.0}})
+    assert strictly((run.path / "evaluation.json").read_text())["metrics"]["auc"] == dict.fromkeys(figure)
+    assert all(math.isnan(each) for each in run.read("evaluation.json")["metrics"]["auc"].values())
+    assert overfitting(read_lines(run.path / "metrics.jsonl"), {}, 1) is None
+    assert main(["runs", str(run.path), "--json"]) == 0
+    (listed,) = strictly(capsys.readouterr().out)
+    assert listed["validation_loss"] == 3.0 and listed["test"] == {"auc": None, "accuracy": 1.0}
+    assert main(["report", str(run.path)]) == 0

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from danlu.core.errors import UserError
 from danlu.core.track import Tracker, flatten, read_lines
 
 
@@ -65,3 +71,45 @@ def test_tensorboard_sees_every_number(tmp_path: Path) -> None:
 
 def test_nested_numbers_become_paths() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2.5}}, "e": True, "text": "no"}) == {"a/b": 1.0, "a/c/d": 2.5, "e": 1.0}
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_nan_to_readers(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.metrics(1, {"validation": {"loss": float("nan")}, "loss": float("inf")})
+    tracker.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "validation": {"loss": null}, "loss": null}\n'
+    (line,) = read_lines(tmp_path / "metrics.jsonl")
+    assert math.isnan(line["validation"]["loss"]) and math.isnan(line["loss"])
+
+
+@pytest.mark.parametrize("change", ["cut", "deleted", "moved", "written"])
+def test_files_that_another_process_changes_are_told_before_a_checkpoint_is_taken(tmp_path: Path, change: str) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.metrics(1, {"loss": 1.0})
+    assert tracker.offsets()["metrics.jsonl"] == (tmp_path / "metrics.jsonl").stat().st_size
+    path = tmp_path / "metrics.jsonl"
+    match change:
+        case "cut":
+            os.truncate(path, 3)
+        case "deleted":
+            path.unlink()
+        case "moved":
+            path.rename(tmp_path / "other.jsonl")
+            path.touch()
+        case "written":
+            with path.open("a") as file:
+                file.write("x")
+    for told in (tracker.offsets, lambda: tracker.metrics(2, {"loss": 1.0})):
+        with pytest.raises(UserError, match=r"the run's folder was changed while it trains: .*metrics\.jsonl"):
+            told()
+    tracker.close()
+
+
+def test_a_folder_that_is_moved_while_it_trains_is_one_error(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with closing(Tracker(run)) as tracker:
+        tracker.metrics(1, {"loss": 1.0})
+        run.rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="changed while it trains"):
+            tracker.metrics(2, {"loss": 1.0})

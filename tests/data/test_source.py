@@ -361,6 +361,14 @@ def test_a_folder_of_hugging_face_datasets_is_its_shards_in_their_order(tmp_path
         read(tmp_path / "all" / "train")
 
 
+def test_a_date_that_python_does_not_know_costs_its_row_alone(tmp_path):
+    dates = pa.array([0, 10**9, 5], pa.date32())
+    parquet.write_table(pa.table({"text": list("abc"), "day": dates}), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", bad_rows="skip")
+    assert [row.values["text"] for row in found.rows] == ["a", "c"] and found.total == 3
+    assert [each.place for each in found.rejected] == ["a.parquet record 2"]
+
+
 @pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
 def test_classes_that_hugging_face_datasets_writes_as_numbers_have_their_names(tmp_path, name):
     features = {

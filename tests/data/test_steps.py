@@ -434,3 +434,9 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"cleaning=encoding needs ftfy.*\n.*danlu\[corpus\]"):
         Cleaner(ALL)
     assert Cleaner(replace(ALL, cleaning=("unicode",)))("a\r\nb").text == "a\nb"
+
+
+def test_an_address_in_angle_brackets_is_no_tag():
+    text = "From: <s@host.org>, <b.smith@host.org>, <p-q@host.org> and <br.n@host.org>"
+    assert one(text, "html").text == text
+    assert one("<b>bold</b><br/>and <a href='u'>a link</a>", "html").text == "bold\nand a link"

@@ -428,3 +428,14 @@ def test_the_least_is_known_of_all_tokenizers_and_never_guessed(smollm2, minilm)
     )
     assert [name for name, kind in KINDS.items() if not kind.least("a" * 10_000, 100)] == ["words"]
     assert Tokenizer.load(minilm).least("a" * 10_000, 100) == 0, "all of it is one unknown word"
+
+
+def test_ids_without_end_are_refused(tmp_path):
+    """The library walks through all ids below the largest."""
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, [])).save(str(file))
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["b"] = 4_294_967_295
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="found the id 4,294,967,295, expected ids below"):
+        Tokenizer.load(tmp_path)

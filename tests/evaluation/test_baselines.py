@@ -40,6 +40,14 @@ def test_chinese_without_spaces_is_learned():
     assert linear.probabilities.sum(1) == pytest.approx(np.ones(100)) and linear.seconds > 0
 
 
+def test_each_fit_of_the_choice_is_told():
+    texts, labels = chinese(90, 0)
+    told: list[tuple[int, int]] = []
+    found = b.baselines(texts, labels, texts[:3], 2, progress=lambda done, fits: told.append((done, fits)))
+    fits = 3 * 3 * len(b.STRENGTHS) * len(b.WEIGHTS)  # words, characters or both, in three folds
+    assert told == [(done, fits) for done in range(1, fits + 1)] and "3-fold" in found[1].settings["chosen_by"]
+
+
 def test_character_counts_are_those_of_scikit_learn():
     from sklearn.feature_extraction.text import CountVectorizer
 

@@ -1,4 +1,4 @@
-"""Two hundred kills, half of them inside a save: ten kinds of runs on tiny models, and two on real ones."""
+"""More than two hundred kills, half of them inside a save: eleven kinds of runs on tiny models, and two on real ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def killed_and_whole(words, times, spawn, folder, seed):
 
 
 @pytest.mark.parametrize(
-    "kind", ["chat", "chat-full", "texts", "gpt", "bert", "mlp", "vit", "autoencoder", "gan", "own"]
+    "kind", ["chat", "chat-full", "texts", "gpt", "prepared", "bert", "mlp", "vit", "autoencoder", "gan", "own"]
 )
 def test_eighteen_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, spawn, tmp_path):
     words = {
@@ -52,6 +52,7 @@ def test_eighteen_kills_change_nothing(kind, chatter, sorter, chat_file, text_fi
         "chat-full": lambda: chat(chatter, chat_file, method="full", steps=90),
         "texts": lambda: texts(sorter, text_file, steps=120),
         "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=330),
+        "prepared": lambda: ["pretrain", "gpt", "data=corpus", *RUN, "depth=1", "max_tokens=32", "steps=330"],
         "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=330),
         "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate", steps=90),
         "vit": lambda: images(digits, "vit", "depth=2", steps=90),
@@ -60,6 +61,10 @@ def test_eighteen_kills_change_nothing(kind, chatter, sorter, chat_file, text_fi
         "own": lambda: images(digits, "image-classification", "model=theirs_killed:Net", "baselines=no", steps=90),
     }[kind]()
     (tmp_path / "theirs_killed.py").write_text(TORCH)
+    if kind == "prepared":
+        finished(
+            ["prepare", "corpus", f"data={text_file}", "out=corpus", "vocabulary=500", "cleaning="], spawn, tmp_path
+        )
     epochs = killed_and_whole(words, 18, spawn, tmp_path, kind)
     assert max(Counter(epochs).values()) >= 3, "no epoch with three kills"
 

@@ -206,7 +206,7 @@ def zipped(files: Mapping[str, bytes | str]) -> bytes:
 def header_longer_than_any_file(place: Place) -> Words:
     """A safetensors header that says it has 2^63 bytes.
 
-    Seen: https://github.com/run-ai/runai-model-streamer/pull/121 (a reader that allocated what the header says)
+    Seen: https://github.com/run-ai/runai-model-streamer/pull/121 (a reader that had no limit)
     """
     model = place.copy(place.sorter)
     (model / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 63) + b"{}")
@@ -228,7 +228,7 @@ def header_of_two_hundred_megabytes(place: Place) -> Words:
 def header_nested_without_end(place: Place) -> Words:
     """A safetensors header of a hundred thousand brackets, to exhaust the stack of the JSON parser.
 
-    Seen: CWE-674 uncontrolled recursion; CVE-2025-52999 (Jackson)
+    Seen: CWE-674 uncontrolled recursion; CVE-2025-52999 (jackson-core)
     """
     return with_header(place, lambda _: b'{"a":' + b"[" * 100_000)
 
@@ -237,7 +237,8 @@ def header_nested_without_end(place: Place) -> Words:
 def header_with_a_tensor_twice(place: Place) -> Words:
     """The same tensor twice in a safetensors header: one tool reads the one, another the other.
 
-    Seen: https://github.com/safetensors/safetensors/issues/401
+    Seen: https://github.com/ggml-org/llama.cpp/issues/1603 (two parsers, two answers);
+    https://github.com/safetensors/safetensors/issues/401
     """
 
     def twice(header: dict[str, Any]) -> bytes:
@@ -326,7 +327,7 @@ def number_type_that_does_not_exist(place: Place) -> Words:
 def tensor_with_a_path_for_a_name(place: Place) -> Words:
     """A tensor called ../../outside/executed, for whoever writes one file a tensor.
 
-    Seen: CWE-22 path traversal; CVE-2024-5187 (onnx)
+    Seen: https://github.com/google-ai-edge/mediapipe/pull/6277; CWE-22 path traversal
     """
 
     def named(header: dict[str, Any]) -> None:
@@ -340,7 +341,8 @@ def tensor_with_a_path_for_a_name(place: Place) -> Words:
 def weights_that_are_no_numbers(place: Place) -> Words:
     """Weights that are NaN, which every product spreads over the whole network.
 
-    Seen: CWE-1339 insufficient precision of a real number; https://github.com/huggingface/transformers/issues/31540
+    Seen: https://github.com/ICTMCG/Make-Your-Anchor/issues/9; https://github.com/huggingface/safetensors (its README:
+    values are not checked)
     """
     model = place.copy(place.sorter)
     header, data = parts(model / "model.safetensors")
@@ -352,7 +354,7 @@ def weights_that_are_no_numbers(place: Place) -> Words:
 def pickle_called_safetensors(place: Place) -> Words:
     """A pickle that runs a program, under the name model.safetensors.
 
-    Seen: CVE-2025-32434 (torch.load with weights_only); CVE-2025-1716 (picklescan)
+    Seen: CVE-2025-10155 (picklescan, misled by a file's extension); CVE-2025-32434 (torch.load with weights_only)
     """
     return only(place, "model.safetensors", a_pickle(place))
 
@@ -370,7 +372,7 @@ def torch_archive_called_safetensors(place: Place) -> Words:
 def weights_only_as_a_pickle(place: Place) -> Words:
     """A model whose only weights are pytorch_model.bin.
 
-    Seen: CVE-2026-1839 (transformers' Trainer); CVE-2025-24357 (vLLM)
+    Seen: CVE-2025-24357 (vLLM unpickled a model's weights)
     """
     return only(place, "pytorch_model.bin", a_pickle(place))
 
@@ -379,7 +381,7 @@ def weights_only_as_a_pickle(place: Place) -> Words:
 def torchscript_program(place: Place) -> Words:
     """A TorchScript archive, which is a program, as model.pt.
 
-    Seen: https://github.com/pytorch/pytorch/security/policy (untrusted models are programs)
+    Seen: https://github.com/pytorch/pytorch/security/policy (TorchScript is code from an unknown source)
     """
     return only(
         place, "model.pt", zipped({"archive/code/__torch__.py": code(place), "archive/data.pkl": a_pickle(place)})
@@ -390,7 +392,7 @@ def torchscript_program(place: Place) -> Words:
 def keras_file_with_a_lambda(place: Place) -> Words:
     """An HDF5 file of Keras with a Lambda layer, whose code is run although safe_mode is on.
 
-    Seen: CVE-2025-9905
+    Seen: CVE-2025-9905 (Keras)
     """
     return only(place, "tf_model.h5", b"\x89HDF\r\n\x1a\n" + a_pickle(place))
 
@@ -399,7 +401,7 @@ def keras_file_with_a_lambda(place: Place) -> Words:
 def keras_archive_that_names_a_module(place: Place) -> Words:
     """A .keras archive whose config.json names any module and function to call.
 
-    Seen: CVE-2025-1550; CVE-2025-9906
+    Seen: CVE-2025-1550; CVE-2025-9906 (Keras)
     """
     call = {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}
     return only(place, "model.keras", zipped({"config.json": json.dumps(call), "metadata.json": "{}"}))
@@ -409,7 +411,7 @@ def keras_archive_that_names_a_module(place: Place) -> Words:
 def onnx_with_data_elsewhere(place: Place) -> Words:
     """An ONNX model whose external data is a file outside of its folder.
 
-    Seen: CVE-2022-25882; CVE-2024-27318
+    Seen: CVE-2022-25882; CVE-2024-27318 (onnx)
     """
     return only(place, "model.onnx", b"\x08\x08" + b"location\x12\x1a../../outside/secret.json")
 
@@ -418,7 +420,7 @@ def onnx_with_data_elsewhere(place: Place) -> Words:
 def archive_that_unpacks_elsewhere(place: Place) -> Words:
     """A tar archive in place of the weights, with a member ../../outside/executed.
 
-    Seen: CVE-2007-4559 (tarfile); CVE-2025-4517
+    Seen: CVE-2007-4559; CVE-2025-4517 (tarfile); CVE-2024-5187 (onnx)
     """
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as archive:
@@ -442,7 +444,7 @@ def index(place: Place, weight_map: Any) -> Words:
 def shard_above_the_folder(place: Place) -> Words:
     """An index of shards that names ../../outside/secret.json.
 
-    Seen: CVE-2024-37032 (Ollama); CWE-22
+    Seen: CVE-2026-65920 (diffusers, weight_map with ../); CWE-22 path traversal
     """
     return index(place, "../../outside/secret.json")
 
@@ -451,7 +453,7 @@ def shard_above_the_folder(place: Place) -> Words:
 def shard_by_an_absolute_path(place: Place) -> Words:
     """An index of shards that names an absolute path.
 
-    Seen: CVE-2023-1177 (MLflow); CWE-36
+    Seen: CVE-2026-65920 (diffusers, weight_map with absolute paths); CWE-36 absolute path traversal
     """
     return index(place, str(place.outside / "secret.json"))
 
@@ -460,7 +462,7 @@ def shard_by_an_absolute_path(place: Place) -> Words:
 def shard_with_a_nul_in_its_name(place: Place) -> Words:
     """A shard's name with a NUL, behind which C reads no further.
 
-    Seen: CWE-158 improper neutralization of null byte
+    Seen: CWE-158 improper neutralization of null byte or NUL character
     """
     return index(place, "model-00001-of-00001.safetensors\0.json")
 
@@ -469,7 +471,7 @@ def shard_with_a_nul_in_its_name(place: Place) -> Words:
 def index_that_is_a_list(place: Place) -> Words:
     """An index whose weight_map is a list of lists.
 
-    Seen: CWE-843 type confusion; https://github.com/Comfy-Org/ComfyUI/pull/14657
+    Seen: CWE-1287 improper validation of specified type of input; CWE-843 type confusion
     """
     return index(place, [["a", "b"]])
 
@@ -478,7 +480,7 @@ def index_that_is_a_list(place: Place) -> Words:
 def shard_that_is_a_pipe(place: Place) -> Words:
     """A shard that is a named pipe, which nobody ever writes to.
 
-    Seen: CWE-67, CWE-400: a reader that waits for ever
+    Seen: https://github.com/kpcyrd/libredefender/issues/8 (a scan that waits for ever); CWE-400
     """
     os.mkfifo(place.folder / "pipe")
     words = index(place, "shard.safetensors")
@@ -490,7 +492,7 @@ def shard_that_is_a_pipe(place: Place) -> Words:
 def index_that_names_a_pickle(place: Place) -> Words:
     """An index of safetensors that names pytorch_model.bin.
 
-    Seen: CVE-2026-1839; https://github.com/huggingface/transformers/issues/37123
+    Seen: CVE-2025-32434 (torch.load); CWE-502 deserialization of untrusted data
     """
     words = index(place, "pytorch_model.bin")
     (place.folder / "artefact" / "pytorch_model.bin").write_bytes(a_pickle(place))
@@ -514,7 +516,7 @@ def weights_that_are_a_link(place: Place) -> Words:
 def python_files_in_the_folder(place: Place) -> Words:
     """Python beside the weights under names that are imported when the folder is the current one.
 
-    Seen: CWE-427 uncontrolled search path
+    Seen: CWE-427 uncontrolled search path element
     """
     model = place.copy(place.sorter)
     for name in (
@@ -551,7 +553,7 @@ def auto_map_of_a_known_architecture(place: Place) -> Words:
 def architecture_that_only_its_code_knows(place: Place) -> Words:
     """A model_type nobody knows, with the Python that defines it beside it.
 
-    Seen: CVE-2026-22807 (vLLM's transformers backend)
+    Seen: CVE-2026-22807 (vLLM loaded what auto_map names, from a local folder too)
     """
     words = with_config(
         place, model_type="totally_new", auto_map={"AutoModel": "modeling.Net", "AutoConfig": "modeling.Config"}
@@ -590,7 +592,7 @@ def gpt2(place: Place, **keys: Any) -> Words:
 def attention_from_somebodys_repository(place: Place) -> Words:
     """_attn_implementation_internal names a repository, from which a kernel is fetched and run.
 
-    Seen: CVE-2026-4372 (transformers 4.56 to 5.2)
+    Seen: CVE-2026-4372 (transformers before 5.3)
     """
     return gpt2(place, _attn_implementation_internal="attacker/kernel", _attn_implementation="attacker/kernel")
 
@@ -599,7 +601,7 @@ def attention_from_somebodys_repository(place: Place) -> Words:
 def quantisation_that_brings_code(place: Place) -> Words:
     """quantization_config of a method that fetches kernels and imports packages.
 
-    Seen: CVE-2026-4944 (vLLM: a part of a model switched trust_remote_code on)
+    Seen: https://github.com/huggingface/optimum-intel/issues/1510 (code by quantization_config); CWE-829
     """
     return gpt2(
         place, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True, "trust_remote_code": True}
@@ -610,7 +612,7 @@ def quantisation_that_brings_code(place: Place) -> Words:
 def activation_that_is_a_function_of_python(place: Place) -> Words:
     """hidden_act names os.system, for whoever looks functions up by name.
 
-    Seen: CWE-470 use of externally-controlled input to select classes or code; CVE-2025-1550
+    Seen: CWE-470 use of externally-controlled input to select classes or code; CVE-2025-1550 (Keras)
     """
     return with_config(place, hidden_act="os.system")
 
@@ -619,7 +621,7 @@ def activation_that_is_a_function_of_python(place: Place) -> Words:
 def number_type_that_is_a_module(place: Place) -> Words:
     """torch_dtype names an attribute of torch that is no type: hub, load, os.
 
-    Seen: CWE-470; https://github.com/huggingface/transformers/issues/36567
+    Seen: https://github.com/huggingface/transformers/issues/32185 (torch asked for an attribute it lacks); CWE-470
     """
     return with_config(place, torch_dtype="hub", dtype="load")
 
@@ -628,7 +630,7 @@ def number_type_that_is_a_module(place: Place) -> Words:
 def a_billion_layers(place: Place) -> Words:
     """config.json asks for a billion layers.
 
-    Seen: CVE-2024-8063 (Ollama's block count); CWE-770 allocation without limits
+    Seen: https://github.com/ggml-org/llama.cpp/pull/25821 (block_count without a limit); CWE-770
     """
     return with_config(place, num_hidden_layers=10**9)
 
@@ -637,7 +639,7 @@ def a_billion_layers(place: Place) -> Words:
 def a_width_beyond_any_memory(place: Place) -> Words:
     """config.json asks for a width of 10^15.
 
-    Seen: CWE-789 memory allocation with excessive size
+    Seen: https://github.com/keras-team/keras/issues/22819 (a layer of 10^12 units); CWE-789
     """
     return with_config(place, hidden_size=10**15)
 
@@ -646,7 +648,7 @@ def a_width_beyond_any_memory(place: Place) -> Words:
 def a_vocabulary_beyond_any_memory(place: Place) -> Words:
     """config.json asks for a vocabulary of 2^62.
 
-    Seen: CWE-190 integer overflow; CWE-789
+    Seen: https://github.com/1bit-MONSTER/1bit-MONSTER/issues/94 (vocab_size of a header wraps around); CWE-190
     """
     return with_config(place, vocab_size=1 << 62)
 
@@ -655,7 +657,7 @@ def a_vocabulary_beyond_any_memory(place: Place) -> Words:
 def no_head_at_all(place: Place) -> Words:
     """config.json asks for 0 attention heads, by which a width is divided.
 
-    Seen: CVE-2025-0317 (Ollama: a GGUF that divides by zero)
+    Seen: https://github.com/sgl-project/sglang/pull/32028 (num_attention_heads of 0); CWE-369 divide by zero
     """
     return with_config(place, num_attention_heads=0)
 
@@ -664,7 +666,7 @@ def no_head_at_all(place: Place) -> Words:
 def config_nested_without_end(place: Place) -> Words:
     """config.json of a hundred thousand brackets.
 
-    Seen: CVE-2025-52999; CWE-674
+    Seen: CVE-2025-52999 (jackson-core); CWE-674
     """
     model = place.copy(place.sorter)
     (model / "config.json").write_text('{"a":' * 100_000)
@@ -687,7 +689,7 @@ def a_number_of_a_million_digits(place: Place) -> Words:
 def not_a_number_in_json(place: Place) -> Words:
     """NaN in config.json, which is no JSON and which Python reads.
 
-    Seen: CWE-1286 improper validation of syntactic correctness; https://github.com/huggingface/transformers/issues/31884
+    Seen: https://github.com/huggingface/transformers/pull/42959; CWE-1286 improper validation of syntactic correctness
     """
     return with_config(place, layer_norm_eps=float("nan"))
 
@@ -696,7 +698,7 @@ def not_a_number_in_json(place: Place) -> Words:
 def config_that_is_a_pipe(place: Place) -> Words:
     """config.json as a named pipe, which nobody ever writes to.
 
-    Seen: CWE-400 uncontrolled resource consumption
+    Seen: https://github.com/tox-dev/filelock/pull/549; CWE-400 uncontrolled resource consumption
     """
     model = place.copy(place.sorter)
     (model / "config.json").unlink()
@@ -708,7 +710,7 @@ def config_that_is_a_pipe(place: Place) -> Words:
 def config_that_is_a_device(place: Place) -> Words:
     """config.json as a link to /dev/zero, which never ends.
 
-    Seen: CWE-59 link following; CWE-400
+    Seen: https://github.com/OpenSCAP/openscap/pull/2407 (a link to /dev/zero); CWE-59 link following
     """
     model = place.copy(place.sorter)
     (model / "config.json").unlink()
@@ -720,7 +722,7 @@ def config_that_is_a_device(place: Place) -> Words:
 def config_of_three_gigabytes(place: Place) -> Words:
     """config.json of 3 GB in a sparse file that takes no room in an archive.
 
-    Seen: CWE-770; https://www.usenix.org/conference/woot19/presentation/fifield
+    Seen: CWE-770 allocation of resources without limits
     """
     model = place.copy(place.sorter)
     sparse(model / "config.json", 3 * GIGABYTE, b"{")
@@ -742,7 +744,7 @@ def config_in_another_encoding(place: Place) -> Words:
 def labels_under_no_numbers(place: Place) -> Words:
     """id2label with a key of 5,000 digits and one that is no number.
 
-    Seen: CVE-2020-10735; CWE-20
+    Seen: CVE-2020-10735 (Python); CWE-20 improper input validation
     """
     return with_config(place, id2label={"9" * 5000: "a", "b": "c"})
 
@@ -751,7 +753,7 @@ def labels_under_no_numbers(place: Place) -> Words:
 def context_beyond_any_text(place: Place) -> Words:
     """max_position_embeddings of 10^15, which tables are made for.
 
-    Seen: CWE-789 memory allocation with excessive size
+    Seen: CWE-789 memory allocation with excessive size value
     """
     return with_config(place, max_position_embeddings=10**15)
 
@@ -782,7 +784,8 @@ def pattern(kind: str, where: str) -> Callable[[Place], Words]:
 def pattern_without_end_in_the_splitting(place: Place) -> Words:
     """A regular expression in tokenizer.json that backtracks exponentially, where text is split.
 
-    Seen: https://github.com/huggingface/tokenizers/pull/2060; CVE-2025-6638
+    Seen: https://github.com/huggingface/tokenizers/pull/2060 (Split);
+    https://github.com/crusoecloud/fastokens/issues/39
     """
     return pattern("Split", "pre_tokenizer")(place)
 
@@ -791,7 +794,7 @@ def pattern_without_end_in_the_splitting(place: Place) -> Words:
 def pattern_without_end_in_the_normalising(place: Place) -> Words:
     """The same where text is normalised, whose failure is another path of the library.
 
-    Seen: CVE-2025-1194 (transformers); CWE-1333
+    Seen: https://github.com/huggingface/tokenizers/pull/2060 (Replace); CWE-1333
     """
     return pattern("Replace", "normalizer")(place)
 
@@ -800,13 +803,13 @@ def pattern_without_end_in_the_normalising(place: Place) -> Words:
 def pattern_that_is_broken(place: Place) -> Words:
     """A regular expression in tokenizer.json that does not compile.
 
-    Seen: https://github.com/huggingface/transformers/pull/47497
+    Seen: https://github.com/sugarme/tokenizer/issues/75 (panic); CWE-248 uncaught exception
     """
     step = {"type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Isolated", "invert": False}
     return with_tokenizer(place, lambda found: found.update(pre_tokenizer=step))
 
 
-@refused("the tokenizer has 4294967296 tokens, the model")
+@refused("found the id 4,294,967,295, expected ids below")
 def tokens_with_huge_numbers(place: Place) -> Words:
     """Added tokens with the ids 2^32 - 2 and 2^32 - 1, which tables are made for.
 
@@ -825,7 +828,7 @@ def tokens_with_huge_numbers(place: Place) -> Words:
 def merges_of_tokens_that_are_not_there(place: Place) -> Words:
     """Merges in tokenizer.json of tokens that the vocabulary lacks.
 
-    Seen: https://github.com/huggingface/tokenizers/issues/909 (panic); CWE-129
+    Seen: https://github.com/1kkiRen/Tokenizer-Changer/issues/1; CWE-129 improper validation of array index
     """
     model = place.copy(place.chatter)
     found = json.loads((model / "tokenizer.json").read_text())
@@ -838,7 +841,7 @@ def merges_of_tokens_that_are_not_there(place: Place) -> Words:
 def tokenizer_of_another_size(place: Place) -> Words:
     """A vocabulary larger than the embedding, so that its ids read behind it.
 
-    Seen: CVE-2025-49847 (llama.cpp, vocabulary of a model); CWE-125
+    Seen: https://github.com/EuroEval/EuroEval/issues/52; CWE-125 out-of-bounds read
     """
     return with_tokenizer(
         place, lambda found: found["model"]["vocab"].update({"lib": 70_000, "##s": 70_001, "the": 70_002})
@@ -849,7 +852,7 @@ def tokenizer_of_another_size(place: Place) -> Words:
 def tokenizer_nested_without_end(place: Place) -> Words:
     """tokenizer.json with steps within steps, a hundred thousand deep.
 
-    Seen: CWE-674; https://github.com/serde-rs/json/issues/334
+    Seen: CWE-674; https://github.com/serde-rs/json/issues/162 (its limit of recursion)
     """
     model = place.copy(place.sorter)
     deep = '{"type":"Sequence","pretokenizers":[' * 100_000
@@ -861,7 +864,7 @@ def tokenizer_nested_without_end(place: Place) -> Words:
 def tokenizer_of_three_gigabytes(place: Place) -> Words:
     """tokenizer.json of 3 GB in a sparse file.
 
-    Seen: CWE-770; https://www.usenix.org/conference/woot19/presentation/fifield
+    Seen: CWE-770 allocation of resources without limits
     """
     model = place.copy(place.sorter)
     sparse(model / "tokenizer.json", 3 * GIGABYTE, b"{")
@@ -872,7 +875,7 @@ def tokenizer_of_three_gigabytes(place: Place) -> Words:
 def character_map_of_damaged_bytes(place: Place) -> Words:
     """A Precompiled normalizer whose trie leads out of its bytes.
 
-    Seen: https://github.com/huggingface/tokenizers/issues/1012; CWE-125
+    Seen: https://github.com/google/sentencepiece/pull/1265; https://github.com/google/sentencepiece/pull/1272; CWE-125
     """
     map_ = "/wAAAP////8BAAAA" + "////" * 20
     return with_tokenizer(
@@ -884,7 +887,8 @@ def character_map_of_damaged_bytes(place: Place) -> Words:
 def unigram_without_its_unknown(place: Place) -> Words:
     """A Unigram model whose unknown token lies behind its vocabulary.
 
-    Seen: https://github.com/huggingface/tokenizers/issues/1213; CWE-129
+    Seen: https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/models/unigram/model.rs
+    (UnkIdNotInVocabulary); CWE-129
     """
     return with_tokenizer(
         place, lambda found: found.update(model={"type": "Unigram", "unk_id": 9999, "vocab": [["a", -1.0]]})
@@ -895,7 +899,8 @@ def unigram_without_its_unknown(place: Place) -> Words:
 def tokenizer_class_from_a_file(place: Place) -> Words:
     """A folder without tokenizer.json, whose tokenizer_config.json names a class in a Python file beside it.
 
-    Seen: CVE-2025-66448; CWE-829 inclusion of functionality from an untrusted sphere
+    Seen: CWE-829 inclusion of functionality from untrusted control sphere; CVE-2025-66448 (vLLM, the same in
+    config.json)
     """
     model = place.copy(place.sorter)
     (model / "tokenizer.json").unlink()
@@ -911,7 +916,7 @@ def tokenizer_class_from_a_file(place: Place) -> Words:
 def sentencepiece_that_lies(place: Place) -> Words:
     """A SentencePiece model whose protobuf says that a piece has 2^62 bytes.
 
-    Seen: CWE-130; CVE-2021-22570 (protobuf)
+    Seen: CVE-2026-1260 (sentencepiece, crafted model); CWE-130 improper handling of length parameter inconsistency
     """
     model = place.copy(place.sorter)
     (model / "tokenizer.json").unlink()
@@ -923,7 +928,7 @@ def sentencepiece_that_lies(place: Place) -> Words:
 def added_token_under_a_huge_number(place: Place) -> Words:
     """added_tokens_decoder in tokenizer_config.json with a key of 5,000 digits.
 
-    Seen: CVE-2020-10735
+    Seen: CVE-2020-10735 (Python)
     """
     model = place.copy(place.sorter)
     change(model / "tokenizer_config.json", added_tokens_decoder={"9" * 5000: {"content": "<x>"}})
@@ -934,7 +939,7 @@ def added_token_under_a_huge_number(place: Place) -> Words:
 def tokenizer_settings_that_are_a_pipe(place: Place) -> Words:
     """tokenizer.json as a named pipe.
 
-    Seen: CWE-400 uncontrolled resource consumption
+    Seen: https://github.com/OpenSCAP/openscap/pull/2407 (a pipe in a scanned folder); CWE-400
     """
     model = place.copy(place.sorter)
     (model / "tokenizer.json").unlink()
@@ -946,7 +951,7 @@ def tokenizer_settings_that_are_a_pipe(place: Place) -> Words:
 def ends_that_are_no_tokens(place: Place) -> Words:
     """generation_config.json with ends and lengths beyond all measure.
 
-    Seen: CWE-1284 improper validation of a quantity; https://github.com/huggingface/transformers/issues/31884
+    Seen: CWE-1284 improper validation of specified quantity in input
     """
     model = place.copy(place.chatter)
     told = {"eos_token_id": ["</s>", 10**30], "max_length": 10**18, "num_beams": 10**9, "repetition_penalty": -1}
@@ -1008,7 +1013,8 @@ def template_that_keeps_a_method(place: Place) -> Words:
 def template_that_uses_a_global(place: Place) -> Words:
     """A chat template that goes over the globals of Jinja's own functions to os.
 
-    Seen: https://github.com/swisskyrepo/PayloadsAllTheThings (lipsum, cycler, joiner); CWE-1336
+    Seen: https://github.com/swisskyrepo/PayloadsAllTheThings/blob/master/Server%20Side%20Template%20Injection/Python.md
+    (lipsum); CWE-1336
     """
     return templated(place, "{{ cycler.__init__.__globals__.os.popen('id').read() }}" + TURNS)
 
@@ -1017,7 +1023,7 @@ def template_that_uses_a_global(place: Place) -> Words:
 def template_that_includes_a_file(place: Place) -> Words:
     """A chat template that includes a file of the machine.
 
-    Seen: CWE-98; CVE-2024-56201 (Jinja, a template's file name)
+    Seen: CWE-73 external control of file name or path; CWE-1336
     """
     return templated(place, f"{{% include '{place.outside}/secret.json' %}}" + TURNS)
 
@@ -1036,7 +1042,7 @@ def template_that_loops_for_ever(place: Place) -> Words:
 def template_that_multiplies_a_text(place: Place) -> Words:
     """A chat template that repeats a text 2 · 10^9 times.
 
-    Seen: CVE-2025-61620; CWE-770
+    Seen: https://github.com/pallets/jinja/pull/2149; CWE-770
     """
     return templated(place, "{{ 'a' * 2 * 10**9 }}" + TURNS)
 
@@ -1045,7 +1051,7 @@ def template_that_multiplies_a_text(place: Place) -> Words:
 def template_that_doubles_a_text(place: Place) -> Words:
     """A chat template that joins a text to itself forty times.
 
-    Seen: CWE-400; the billion laughs in a template
+    Seen: CVE-2025-61620 (vLLM's templates, memory); CWE-400
     """
     doubling = "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
     return templated(place, doubling + TURNS)
@@ -1065,7 +1071,7 @@ def template_that_adds_lists(place: Place) -> Words:
 def template_that_pads_a_text(place: Place) -> Words:
     """A chat template that centres a text in 2 · 10^9 columns.
 
-    Seen: CWE-789; the filters center and indent
+    Seen: https://github.com/mitsuhiko/minijinja/issues/924 (repetition and indent by a width); CWE-789
     """
     return templated(place, "{{ 'a'|center(2 * 10**9) }}" + TURNS)
 
@@ -1074,7 +1080,7 @@ def template_that_pads_a_text(place: Place) -> Words:
 def template_that_formats_widely(place: Place) -> Words:
     """A chat template that formats a number 2 · 10^9 columns wide.
 
-    Seen: https://github.com/pallets/jinja/security/advisories; CWE-789
+    Seen: https://github.com/everruns/bashkit/issues/983 (%999999999d); CWE-789
     """
     return templated(place, "{{ '%02000000000d' % 7 }}" + TURNS)
 
@@ -1083,7 +1089,7 @@ def template_that_formats_widely(place: Place) -> Words:
 def template_that_formats_widely_by_a_method(place: Place) -> Words:
     """A chat template that formats a number 2 · 10^9 columns wide with str.format and str.ljust.
 
-    Seen: CWE-789; https://github.com/advisories/GHSA-6fvq-23cw-5628 (vLLM's templates)
+    Seen: https://github.com/readthedocs/readthedocs.org/pull/11044 (str.format, :>999999999999); CWE-789
     """
     return templated(place, "{{ '{:02000000000d}'.format(7) }}{{ 'a'.ljust(2 * 10**9) }}" + TURNS)
 
@@ -1101,7 +1107,7 @@ def template_that_calls_itself(place: Place) -> Words:
 def template_nested_without_end(place: Place) -> Words:
     """A chat template of thousands of blocks within each other, for the compiler's stack.
 
-    Seen: CWE-674; https://github.com/python/cpython/issues/99153
+    Seen: CWE-674; https://github.com/python/cpython/issues/95185 (the compiler's stack)
     """
     return templated(place, "{% if 1 %}" * 3000 + "{% endif %}" * 3000 + TURNS)
 
@@ -1110,7 +1116,7 @@ def template_nested_without_end(place: Place) -> Words:
 def template_of_batches(place: Place) -> Words:
     """A chat template that cuts a list into 2 · 10^9 slices and fills a batch up to 2 · 10^9.
 
-    Seen: CWE-770; the filters slice and batch
+    Seen: CWE-770 allocation of resources without limits; the filters slice and batch
     """
     return templated(place, "{{ [1]|slice(2 * 10**9)|list|length }}{{ [1]|batch(2 * 10**9, 0)|list|length }}" + TURNS)
 
@@ -1119,7 +1125,7 @@ def template_of_batches(place: Place) -> Words:
 def template_that_replaces(place: Place) -> Words:
     """A chat template that replaces every letter of a long text by a long text, twice.
 
-    Seen: CWE-400; the filter replace
+    Seen: CWE-400 uncontrolled resource consumption; the filter replace
     """
     return templated(place, "{% set a = 'a' * 9999 %}{{ a|replace('a', a)|replace('a', a)|length }}" + TURNS)
 
@@ -1190,7 +1196,7 @@ def gguf_with_a_text_longer_than_the_file(place: Place) -> Words:
 def gguf_with_an_array_longer_than_the_file(place: Place) -> Words:
     """A GGUF array that says it has 2^40 numbers.
 
-    Seen: CVE-2024-21825 (llama.cpp, GGUF_TYPE_ARRAY)
+    Seen: CVE-2024-21825 (llama.cpp, GGUF_TYPE_ARRAY); https://github.com/antonellof/ferrox/issues/25
     """
     return gguf(place, [entry("tokenizer.ggml.scores", 9, struct.pack("<IQ", 6, 1 << 40))])
 
@@ -1208,7 +1214,7 @@ def gguf_with_an_array_of_texts_longer_than_the_file(place: Place) -> Words:
 def gguf_with_arrays_within_arrays(place: Place) -> Words:
     """GGUF arrays within arrays, fifty thousand deep.
 
-    Seen: CWE-674; https://github.com/ggml-org/llama.cpp/pull/19856
+    Seen: https://github.com/ggml-org/llama.cpp/pull/28880; CWE-674
     """
     return gguf(place, [entry("a", 9, struct.pack("<IQ", 9, 1) * 50_000 + struct.pack("<IQ", 0, 0))])
 
@@ -1217,7 +1223,7 @@ def gguf_with_arrays_within_arrays(place: Place) -> Words:
 def gguf_with_a_type_that_does_not_exist(place: Place) -> Words:
     """A GGUF value of a type outside of the table.
 
-    Seen: CVE-2024-32878 (llama.cpp); CWE-129
+    Seen: https://github.com/cdxgen/cdxgen/issues/4119 (metadata type 256); CWE-129
     """
     return gguf(place, [entry("a", 9999, b"\0" * 8)])
 
@@ -1226,7 +1232,7 @@ def gguf_with_a_type_that_does_not_exist(place: Place) -> Words:
 def gguf_with_a_shape_that_overflows(place: Place) -> Words:
     """A GGUF tensor whose shape has the product 0 modulo 2^64.
 
-    Seen: CVE-2026-33298; CVE-2024-21802 (llama.cpp, info->ne)
+    Seen: CVE-2026-33298 (llama.cpp, ggml_nbytes); CVE-2024-21802 (llama.cpp, info->ne)
     """
     return gguf(place, infos=[info("token_embd.weight", [1 << 32, 1 << 32])], data=b"\0" * 64)
 
@@ -1244,7 +1250,7 @@ def gguf_with_a_tensor_behind_the_end(place: Place) -> Words:
 def gguf_with_a_tensor_of_no_type(place: Place) -> Words:
     """A GGUF tensor of a type of number outside of the table.
 
-    Seen: https://github.com/ggml-org/llama.cpp/pull/19856 (negative tensor type)
+    Seen: https://github.com/ggml-org/llama.cpp/issues/11975 (invalid ggml type 42); CWE-129
     """
     return gguf(place, infos=[info("token_embd.weight", [32, 32], kind=0x7FFFFFFF)], data=b"\0" * 64)
 
@@ -1253,7 +1259,7 @@ def gguf_with_a_tensor_of_no_type(place: Place) -> Words:
 def gguf_aligned_to_nothing(place: Place) -> Words:
     """A GGUF file with the alignment 0, by which an offset is divided.
 
-    Seen: CVE-2025-53630 and https://github.com/ggml-org/llama.cpp/pull/19856 (alignment)
+    Seen: CVE-2025-0317 (Ollama, ggufPadding); https://github.com/antirez/gguf-tools/issues/27
     """
     return gguf(place, [entry("general.alignment", 4, struct.pack("<I", 0))], [info("a", [1])], data=b"\0" * 64)
 
@@ -1262,7 +1268,7 @@ def gguf_aligned_to_nothing(place: Place) -> Words:
 def gguf_with_a_key_twice(place: Place) -> Words:
     """A GGUF file with a key twice, of which each reader takes another.
 
-    Seen: https://github.com/ggml-org/llama.cpp/pull/19856 (error on duplicate keys)
+    Seen: https://github.com/promptfoo/modelaudit/pull/1315 (a template hidden behind its own key); CWE-436
     """
     return gguf(place, [entry("general.architecture", 8, text("qwen2"))])
 
@@ -1280,7 +1286,8 @@ def gguf_of_another_byte_order(place: Place) -> Words:
 def gguf_named_as_a_path(place: Place) -> Words:
     """A GGUF file whose architecture is a path, from which keys and files are named.
 
-    Seen: CVE-2024-39722 (Ollama, a path as a name)
+    Seen: CWE-73 external control of file name or path; https://github.com/AlexsJones/llmfit/issues/127 (a GGUF's file
+    name)
     """
     (place.folder / "model.gguf").write_bytes(
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry("general.architecture", 8, text("../../outside/executed"))
@@ -1318,7 +1325,7 @@ def array_of_pickled_objects(place: Place) -> Words:
 def array_header_that_is_a_program(place: Place) -> Words:
     """An array whose header is an expression of Python and not a dictionary.
 
-    Seen: https://github.com/numpy/numpy/commit/8cededdf4eeebd4f1985bd74c11fbf44f367937f (headers of arrays are parsed as Python)
+    Seen: https://github.com/numpy/numpy/blob/main/numpy/lib/_format_impl.py (headers are Python literals); CWE-94
     """
     return npz(place, f"__import__('os').system('touch {place.canary}')\n".encode())
 
@@ -1327,7 +1334,7 @@ def array_header_that_is_a_program(place: Place) -> Words:
 def array_larger_than_its_file(place: Place) -> Words:
     """An array that says it has 10^15 bytes in a member of a hundred.
 
-    Seen: CWE-789; https://huggingface.co/wirsbf/npy-header-dos-poc
+    Seen: https://github.com/keras-team/keras/pull/23016; CWE-789
     """
     return npz(place, b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 31622, 31622)}\n", b"\0" * 100)
 
@@ -1336,7 +1343,7 @@ def array_larger_than_its_file(place: Place) -> Words:
 def array_that_unpacks_to_gigabytes(place: Place) -> Words:
     """A zip member that unpacks to 256 MB and says it has 1,000 bytes.
 
-    Seen: https://www.usenix.org/conference/woot19/presentation/fifield; CVE-2025-69223 (aiohttp)
+    Seen: CVE-2019-16892 (rubyzip, a size that is spoofed); CWE-409
     """
     pressed = zlib.compressobj(9, zlib.DEFLATED, -15)
     whole = b"".join(pressed.compress(bytes(1 << 24)) for _ in range(16)) + pressed.flush()
@@ -1351,7 +1358,7 @@ def array_that_unpacks_to_gigabytes(place: Place) -> Words:
 def archive_in_place_of_text(place: Place) -> Words:
     """A zip with members above its folder, in place of a text.
 
-    Seen: CVE-2018-1002200 (zip slip)
+    Seen: CVE-2018-1002200 (plexus-archiver, zip slip)
     """
     return learn(write(place, "data.jsonl", zipped({"../../outside/executed": "x"})))
 
@@ -1390,7 +1397,7 @@ def parquet_with_a_pickled_type(place: Place) -> Words:
 def parquet_with_a_lying_footer(place: Place) -> Words:
     """A Parquet file whose footer says that it is longer than the file.
 
-    Seen: CVE-2025-30065 (parquet-avro, metadata of a file); CWE-130
+    Seen: https://github.com/apache/parquet-java/pull/408 (corrupted footer lengths); CWE-130
     """
     file = parquet(place, {}, {})
     content = file.read_bytes()
@@ -1402,7 +1409,7 @@ def parquet_with_a_lying_footer(place: Place) -> Words:
 def parquet_with_nested_metadata(place: Place) -> Words:
     """The metadata that Hugging Face datasets reads, nested a hundred thousand deep.
 
-    Seen: CWE-674; CVE-2025-52999
+    Seen: CWE-674; CVE-2025-52999 (jackson-core)
     """
     return learn(parquet(place, {b"huggingface": b'{"a":' * 100_000}, {}))
 
@@ -1411,7 +1418,7 @@ def parquet_with_nested_metadata(place: Place) -> Words:
 def arrow_with_lying_offsets(place: Place) -> Words:
     """A column of text in Arrow whose offsets lead out of its memory.
 
-    Seen: https://arrow.apache.org/docs/python/generated/pyarrow.RecordBatch.html (validate)
+    Seen: https://arrow.apache.org/docs/dev/format/Security.html (invalid data); CWE-125
     """
     import pyarrow as pa
     from pyarrow import ipc
@@ -1428,7 +1435,7 @@ def arrow_with_lying_offsets(place: Place) -> Words:
 def dataset_that_names_files_elsewhere(place: Place) -> Words:
     """state.json of a saved dataset that names ../../outside/secret.json as its data.
 
-    Seen: CWE-22; CVE-2024-37032
+    Seen: CWE-22 path traversal; CVE-2024-37032 (Ollama, the same in a manifest)
     """
     (place.folder / "data").mkdir()
     state = {"_data_files": [{"filename": "../../outside/secret.json"}]}
@@ -1440,7 +1447,7 @@ def dataset_that_names_files_elsewhere(place: Place) -> Words:
 def dataset_with_a_loading_script(place: Place) -> Words:
     """A folder of data with a Python script of its own name, which older versions of Hugging Face datasets ran.
 
-    Seen: https://github.com/huggingface/datasets/pull/7592 (scripts are no longer run); CWE-829
+    Seen: https://github.com/huggingface/datasets/issues/6400; CWE-829
     """
     (place.folder / "data").mkdir()
     (place.folder / "data" / "data.py").write_text(code(place))
@@ -1476,7 +1483,7 @@ def xz_bomb(place: Place) -> Words:
 def bzip2_bomb(place: Place) -> Words:
     """A bzip2 file that unpacks to a million times its size.
 
-    Seen: CVE-2025-69223; CWE-409
+    Seen: CVE-2025-69223 (aiohttp); CWE-409
     """
     return bomb(place, "data.jsonl.bz2", bz2.compress)
 
@@ -1485,7 +1492,7 @@ def bzip2_bomb(place: Place) -> Words:
 def zstd_bomb(place: Place) -> Words:
     """A zstd file that unpacks to ten thousand times its size.
 
-    Seen: CVE-2025-66471; CWE-409
+    Seen: CVE-2025-66471 (urllib3); CWE-409
     """
     import pyarrow as pa
 
@@ -1496,7 +1503,7 @@ def zstd_bomb(place: Place) -> Words:
 def row_nested_without_end(place: Place) -> Words:
     """A row of JSONL of a hundred thousand brackets.
 
-    Seen: CWE-674; CVE-2025-52999
+    Seen: CWE-674; CVE-2025-52999 (jackson-core)
     """
     return learn(write(place, "data.jsonl", '{"text": "a"}\n' + '{"text":' + "[" * 100_000 + "\n"))
 
@@ -1523,7 +1530,7 @@ def row_with_a_key_twice(place: Place) -> Words:
 def table_with_a_quote_that_swallows(place: Place) -> Words:
     """A table of a quote that is opened and never closed, so that all that follows becomes one field.
 
-    Seen: CWE-400; https://github.com/python/cpython/issues/78630 (field_size_limit)
+    Seen: https://github.com/wireservice/csvkit/issues/382 (unbalanced quotes); CWE-400
     """
     return learn(write(place, "data.csv", 'text,label\n"' + "a,b\n" * 500_000))
 
@@ -1542,7 +1549,7 @@ def chat_turns_nested_in_a_cell(place: Place) -> Words:
 def web_archive_that_lies_about_its_length(place: Place) -> Words:
     """A WARC record that says it has 2^62 bytes.
 
-    Seen: CWE-130; https://github.com/webrecorder/warcio/issues/49
+    Seen: https://github.com/libarchive/libarchive/pull/3308; CWE-130
     """
     record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 4611686018427387904\r\n\r\nhello\r\n\r\n"
     return learn(write(place, "data.warc", record))
@@ -1552,7 +1559,7 @@ def web_archive_that_lies_about_its_length(place: Place) -> Words:
 def dump_with_a_billion_laughs(place: Place) -> Words:
     """An XML dump whose entities stand for each other, ten times each, ten deep.
 
-    Seen: CVE-2003-1564; CVE-2013-0340 (expat)
+    Seen: CVE-2003-1564 (libxml2); CVE-2013-1664 (Python)
     """
     entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(10))
     return learn(write(place, "data.xml", f'<mediawiki><!DOCTYPE m [<!ENTITY e0 "ha">{entities}]>&e10;</mediawiki>'.replace("<mediawiki><!DOCTYPE", "<!DOCTYPE", 1).replace("]>", "]><mediawiki>", 1)))  # fmt: skip
@@ -1562,7 +1569,7 @@ def dump_with_a_billion_laughs(place: Place) -> Words:
 def dump_that_reads_another_file(place: Place) -> Words:
     """An XML dump with an external entity, the private file beside it.
 
-    Seen: CVE-2013-1664 (Python and XML entities); CWE-611
+    Seen: CVE-2013-1665 (Python); CWE-611
     """
     outer = f'<!ENTITY e SYSTEM "file://{place.outside}/secret.json">'
     page = "<page><title>t</title><ns>0</ns><revision><text>&e;</text></revision></page>"
@@ -1575,7 +1582,7 @@ def dump_that_reads_another_file(place: Place) -> Words:
 def data_that_is_a_pipe(place: Place) -> Words:
     """A named pipe in place of the data.
 
-    Seen: CWE-400 uncontrolled resource consumption
+    Seen: https://github.com/logrotate/logrotate/pull/607; CWE-400
     """
     os.mkfifo(place.folder / "data.jsonl")
     return learn(place.folder / "data.jsonl")
@@ -1585,7 +1592,7 @@ def data_that_is_a_pipe(place: Place) -> Words:
 def data_that_is_a_device(place: Place) -> Words:
     """A link to /dev/zero in place of the data.
 
-    Seen: CWE-59 link following
+    Seen: https://github.com/OpenSCAP/openscap/pull/2407 (a link to /dev/zero); CWE-59 link following
     """
     (place.folder / "data.jsonl").symlink_to("/dev/zero")
     return learn(place.folder / "data.jsonl")
@@ -1595,7 +1602,7 @@ def data_that_is_a_device(place: Place) -> Words:
 def one_line_of_a_gigabyte(place: Place) -> Words:
     """A text of 3 GB of NUL in one line, in a sparse file.
 
-    Seen: CWE-770 allocation without limits
+    Seen: CWE-770 allocation of resources without limits
     """
     return learn(sparse(place.folder / "data.jsonl", 3 * GIGABYTE))
 
@@ -1631,7 +1638,7 @@ def yaml_that_calls_python(place: Place) -> Words:
 def yaml_of_a_billion_laughs(place: Place) -> Words:
     """A file of settings whose aliases stand for each other, ten times each, ten deep.
 
-    Seen: CVE-2019-11253 (Kubernetes)
+    Seen: CVE-2019-11253 (Kubernetes); https://github.com/yaml/pyyaml/issues/235
     """
     lists = ["&a0 [ha, ha]", *(f"&a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(10))]
     return settings(place, f"recipe: chat\nsteps: [{', '.join(lists)}]\n")
@@ -1641,7 +1648,7 @@ def yaml_of_a_billion_laughs(place: Place) -> Words:
 def yaml_that_merges_itself(place: Place) -> Words:
     """A file of settings whose mappings are merged, ten times each, nine deep, by `<<`.
 
-    Seen: https://github.com/yaml/pyyaml/issues/235; CWE-776
+    Seen: https://github.com/yaml/pyyaml/issues/897
     """
     maps = ["&m0 {a: 1}", *(f"&m{n + 1} {{<<: [{', '.join([f'*m{n}'] * 10)}]}}" for n in range(9))]
     return settings(place, f"recipe: chat\nlearning_rates: [{', '.join(maps)}]\n")
@@ -1651,7 +1658,7 @@ def yaml_that_merges_itself(place: Place) -> Words:
 def yaml_nested_without_end(place: Place) -> Words:
     """A file of settings of fifty thousand brackets.
 
-    Seen: CVE-2022-38749 (SnakeYAML)
+    Seen: CVE-2022-25857 (SnakeYAML)
     """
     return settings(place, "recipe: chat\nsteps: " + "[" * 50_000)
 
@@ -1660,7 +1667,7 @@ def yaml_nested_without_end(place: Place) -> Words:
 def yaml_with_a_day_that_is_none(place: Place) -> Words:
     """A file of settings with a value that its own reader takes for a date, of a thirteenth month.
 
-    Seen: https://github.com/yaml/pyyaml/issues/173; CWE-248 uncaught exception
+    Seen: https://github.com/yaml/pyyaml/issues/382; CWE-248 uncaught exception
     """
     return settings(place, "recipe: chat\nout: 2020-13-45\n")
 
@@ -1669,7 +1676,7 @@ def yaml_with_a_day_that_is_none(place: Place) -> Words:
 def yaml_of_three_gigabytes(place: Place) -> Words:
     """A file of settings of 3 GB in a sparse file.
 
-    Seen: CWE-770 allocation without limits
+    Seen: CWE-770 allocation of resources without limits
     """
     return ["show", sparse(place.folder / "mine.yaml", 3 * GIGABYTE, b"recipe: chat\n")]
 
@@ -1678,7 +1685,7 @@ def yaml_of_three_gigabytes(place: Place) -> Words:
 def settings_that_name_a_program(place: Place) -> Words:
     """A file of settings that names the Python of a network: only the one who gives the command may.
 
-    Seen: CWE-470; CVE-2025-66448
+    Seen: CWE-470; CVE-2025-66448 (vLLM, settings of a model)
     """
     (place.folder / "evil.py").write_text(code(place) + "class Net: ...\n")
     return ["preflight", write(place, "mine.yaml", f"recipe: mlp\nnetwork: evil:Net\ndata: {place.labelled}\n")]
@@ -1717,7 +1724,7 @@ def classes(place: Place, name: str, content: bytes) -> Words:
 def image_of_ten_billion_pixels(place: Place) -> Words:
     """A PNG of 100,000 x 100,000 pixels in 100 bytes.
 
-    Seen: https://pillow.readthedocs.io/en/stable/releasenotes/ (DecompressionBombError); CWE-409
+    Seen: https://pillow.readthedocs.io/en/stable/releasenotes/5.0.0.html (DecompressionBombError); CWE-409
     """
     return classes(place, "bomb.png", png(100_000, 100_000))
 
@@ -1735,7 +1742,7 @@ def image_with_a_text_that_unpacks(place: Place) -> Words:
 def image_that_is_a_program(place: Place) -> Words:
     """PostScript under the name of a PNG, which Ghostscript would run.
 
-    Seen: CVE-2018-16509 (Ghostscript); CVE-2016-3714 (ImageMagick)
+    Seen: CVE-2018-16509 (Ghostscript); https://github.com/farisv/PIL-RCE-Ghostscript-CVE-2018-16509 (by way of Pillow)
     """
     script = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch {place.canary}) (w) file\n"
     return classes(place, "program.png", script.encode())
@@ -1745,7 +1752,7 @@ def image_that_is_a_program(place: Place) -> Words:
 def drawing_that_reads_a_file(place: Place) -> Words:
     """An SVG with an external entity.
 
-    Seen: CVE-2016-3717 (ImageMagick reads local files); CWE-611
+    Seen: CVE-2020-10799 (svglib); CWE-611
     """
     drawing = f'<!DOCTYPE s [<!ENTITY e SYSTEM "file://{place.outside}/secret.json">]><svg><text>&e;</text></svg>'
     return classes(place, "drawing.svg", drawing.encode())
@@ -1755,7 +1762,7 @@ def drawing_that_reads_a_file(place: Place) -> Words:
 def tiff_that_leads_in_a_circle(place: Place) -> Words:
     """A TIFF whose directory of frames names itself as the next one.
 
-    Seen: CVE-2021-28676 and its like (Pillow reads a frame without end); CWE-835
+    Seen: https://github.com/python-pillow/Pillow/issues/5472; CWE-835
     """
     tags = [
         (256, 4, 1, 8),
@@ -1776,7 +1783,7 @@ def tiff_that_leads_in_a_circle(place: Place) -> Words:
 def tiff_with_more_values_than_bytes(place: Place) -> Words:
     """A TIFF tag that counts 2^32 - 1 values.
 
-    Seen: CVE-2020-35654; CVE-2021-25293 (Pillow)
+    Seen: https://github.com/cgohlke/tifffile/issues/102; CWE-789
     """
     tags = [(256, 4, 0xFFFFFFFF, 8), (257, 4, 1, 4), (273, 4, 0xFFFFFFFF, 8)]
     directory = (
@@ -1810,7 +1817,7 @@ def image_that_is_a_link(place: Place) -> Words:
 def image_whose_name_writes_on_the_terminal(place: Place) -> Words:
     """A broken image whose name has a line break and control sequences.
 
-    Seen: CVE-2003-0063 and its like (xterm); CWE-150
+    Seen: CVE-2003-0063 (xterm); CWE-150
     """
     return classes(place, "a\ndanlu: \x1b[31mok\x1b[0m.png", b"no image")
 
@@ -1826,7 +1833,7 @@ def run_of(place: Place, kind: str = "texts") -> Path:
 def run_that_is_a_pipe(place: Place) -> Words:
     """A run whose run.json is a named pipe.
 
-    Seen: CWE-400 uncontrolled resource consumption
+    Seen: https://github.com/kirodotdev/KiroCrew/pull/8732 (a manifest that is a pipe); CWE-400
     """
     run = run_of(place)
     (run / "run.json").unlink()
@@ -1838,7 +1845,7 @@ def run_that_is_a_pipe(place: Place) -> Words:
 def run_whose_labels_are_a_program(place: Place) -> Words:
     """A run whose run.json has an object of objects where labels belong.
 
-    Seen: CWE-843 type confusion
+    Seen: CWE-843 access of resource using incompatible type
     """
     run = run_of(place)
     change(run / "run.json", labels={"__class__": {"__init__": "os.system"}})
@@ -1862,7 +1869,7 @@ def run_whose_name_is_a_script(place: Place) -> Words:
 def run_whose_data_is_elsewhere(place: Place) -> Words:
     """A run that is to be resumed and names a private file as its data.
 
-    Seen: CVE-2023-1177 (MLflow); CWE-73
+    Seen: CWE-73 external control of file name or path; CVE-2023-1177 (MLflow, path traversal)
     """
     run = run_of(place)
     change(run / "run.json", status="interrupted")
@@ -1878,7 +1885,7 @@ def run_whose_data_is_elsewhere(place: Place) -> Words:
 def run_that_names_a_network(place: Place) -> Words:
     """A run whose experiment.json names the Python of its network as its model.
 
-    Seen: CWE-470; CVE-2025-1550
+    Seen: CWE-470; CVE-2025-1550 (Keras)
     """
     run = run_of(place)
     (place.folder / "evil.py").write_text(code(place) + "class Net: ...\n")
@@ -1893,7 +1900,7 @@ def run_that_names_a_network(place: Place) -> Words:
 def run_with_other_weights(place: Place) -> Words:
     """A run whose weights somebody exchanged.
 
-    Seen: CWE-353 missing support for integrity check; CVE-2024-34359 came in exchanged models
+    Seen: CWE-353 missing support for integrity check
     """
     run = run_of(place)
     file = run / "model" / "model.safetensors"
@@ -1907,7 +1914,7 @@ def run_with_other_weights(place: Place) -> Words:
 def run_whose_model_has_other_labels(place: Place) -> Words:
     """A run whose model's labels are a list of lists, in another order.
 
-    Seen: CWE-843; https://github.com/huggingface/transformers/issues/28589
+    Seen: https://github.com/huggingface/transformers/issues/28589 (an id2label that is wrong); CWE-843
     """
     run = run_of(place)
     change(run / "model" / "config.json", id2label=[["a"], ["b"], {}])
@@ -1918,7 +1925,7 @@ def run_whose_model_has_other_labels(place: Place) -> Words:
 def run_with_numbers_beyond_measure(place: Place) -> Words:
     """A run that says it is answered with 10^400 threads, in no precision.
 
-    Seen: CWE-1284 improper validation of a quantity
+    Seen: CWE-1284 improper validation of specified quantity in input
     """
     run = run_of(place)
     told = (run / "experiment.json").read_text()
@@ -1959,7 +1966,7 @@ def adapter_on_itself(place: Place) -> Words:
 def adapter_of_a_huge_rank(place: Place) -> Words:
     """An adapter of rank 10^12.
 
-    Seen: CWE-789; CVE-2025-24357 (an adapter from elsewhere)
+    Seen: CWE-789 memory allocation with excessive size value
     """
     run = run_of(place, "adapter")
     change(run / "model" / "adapter_config.json", r=10**12)
@@ -1970,7 +1977,8 @@ def adapter_of_a_huge_rank(place: Place) -> Words:
 def adapter_with_a_pattern(place: Place) -> Words:
     """An adapter whose target_modules is a regular expression that backtracks without end.
 
-    Seen: CWE-1333; https://github.com/huggingface/peft/issues/2390 (target_modules as a pattern)
+    Seen: CWE-1333; https://github.com/huggingface/peft/blob/main/src/peft/tuners/lora/config.py (target_modules as a
+    pattern)
     """
     run = run_of(place, "adapter")
     change(run / "model" / "adapter_config.json", target_modules=r"^((\w+\.?)+)+%$")
@@ -1981,7 +1989,7 @@ def adapter_with_a_pattern(place: Place) -> Words:
 def adapter_with_numbers_that_are_none(place: Place) -> Words:
     """An adapter whose alpha is NaN and whose dropout is a text.
 
-    Seen: CWE-1286; https://github.com/huggingface/transformers/issues/31884
+    Seen: https://github.com/huggingface/transformers/pull/42959 (NaN in settings); CWE-1287
     """
     run = run_of(place, "adapter")
     change(run / "model" / "adapter_config.json", lora_alpha=float("nan"), lora_dropout="half")
@@ -2038,7 +2046,7 @@ def checkpoint_with_a_pickle(place: Place) -> Words:
 def state_that_is_something_else(place: Place) -> Words:
     """A checkpoint whose state.json is nested without end, with the right SHA-256 in its manifest.
 
-    Seen: CWE-674; CWE-502
+    Seen: CWE-674 uncontrolled recursion; CVE-2025-52999 (jackson-core)
     """
     run, checkpoint = interrupted(place)
     content = b"[" * 100_000
@@ -2068,7 +2076,7 @@ def vectors(place: Place, name: str, content: bytes) -> Words:
 def vectors_as_a_pickle(place: Place) -> Words:
     """gensim's own file of word vectors, a pickle.
 
-    Seen: CWE-502 deserialization of untrusted data
+    Seen: https://github.com/piskvorky/gensim/issues/3663; CWE-502 deserialization of untrusted data
     """
     return vectors(place, "words.model", a_pickle(place))
 
@@ -2077,7 +2085,7 @@ def vectors_as_a_pickle(place: Place) -> Words:
 def vectors_of_a_huge_width(place: Place) -> Words:
     """Word vectors that say they are 10^9 words of 10^9 numbers.
 
-    Seen: CWE-789 memory allocation with excessive size
+    Seen: https://github.com/Embedding/Chinese-Word-Vectors/issues/160 (1.5 TB by a header); CWE-789
     """
     return vectors(place, "words.bin", b"999999999 999999999\nword " + b"\0" * 100)
 
@@ -2086,6 +2094,6 @@ def vectors_of_a_huge_width(place: Place) -> Words:
 def vectors_that_unpack_to_gigabytes(place: Place) -> Words:
     """Word vectors in gzip, 2 MB that unpack to one line of 2 GB.
 
-    Seen: CVE-2025-69223; CWE-409
+    Seen: CVE-2025-69223 (aiohttp); CWE-409
     """
     return vectors(place, "words.vec.gz", gzip.compress(b"2 4\na 1 1 1 1\n") + gzip.compress(b"b" * (1 << 24)) * 128)

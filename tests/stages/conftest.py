@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +236,7 @@ def in_a_process(arguments: list[str], folder: str, output: str) -> None:
     """The body of a process that runs one command and writes what it says into a file."""
     from danlu.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would this
     os.chdir(folder)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -247,7 +249,9 @@ def spawn():
     """`spawn(arguments, folder)`: a started process of its own, out of one that has imported everything already."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["danlu.stages.train", "danlu.recipes.text", "peft", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        ["danlu.stages.train", "danlu.recipes.text", "peft", "tensorboard.summary.writer.record_writer"]
+    )
 
     def start(arguments: list[str], folder: Path, output: str = "said.txt") -> Any:
         process = context.Process(target=in_a_process, args=(arguments, str(folder), str(folder / output)))

@@ -63,11 +63,14 @@ def classify(refused, sorter, tmp_path):
         (["finetune", "chat", "steps=1.5"], ["steps: found '1.5'", "a whole number"]),
         (["finetune", "chat", "steps=0"], ["steps: found '0'", "between 1 and"]),
         (["finetune", "chat", "epochs=0"], ["epochs: found 0, expected more than 0"]),
-        (["finetune", "chat", "learning_rate=nan"], ["learning_rate: found 'nan'", "a number"]),
+        (["finetune", "chat", "learning_rate=nan"], ["learning_rate: found 'nan'", "a number", "fix: give such a value, or leave learning_rate= out"]),
         (["finetune", "chat", "learning_rates=head"], ["learning_rates: found 'head'", "name=number pairs"]),
         (["finetune", "chat", "method=qlora"], ["method: found 'qlora'", "one of lora, full"]),
         (["finetune", "chat", "baselines=perhaps"], ["baselines: found 'perhaps'", "true or false"]),
         (["finetune", "chat", "lora_dropout=1.5"], ["lora_dropout: found '1.5'", "between 0 and 0.9"]),
+        (["finetune", "chat", "data=a", "test=b", "test_share=0.2"], ["test_share: found 0.2 (command line), but test=b says", "leave out test_share= or test="]),
+        (["finetune", "chat", "data=a", "validation=b", "validation_share=0.2"], ["validation_share: found 0.2", "but validation=b says"]),
+        (["finetune", "chat", "data=a", "folds=5", "test_share=0.2"], ["test_share: found 0.2", "but folds=5 says"]),
         (["finetune", "chat", "data=nothere.jsonl"], ["nothere.jsonl: no such file"]),
         (["finetune", "nothere.yaml"], ["nothere.yaml is not there"]),
         (["predict"], ["no run named", "danlu predict RUN"]),
@@ -117,6 +120,19 @@ def test_rows_that_do_not_fit(classify, texts):
         [{"body": row["text"], "kind": row["label"]} for row in texts], "text=body"
     )
     assert "no column 'txt'" in classify(texts, "text=txt")
+
+
+def test_a_table_without_a_line_of_names_and_labels_that_are_nearly_alike(danlu, refused, sorter, texts, tmp_path):
+    table = tmp_path / "bare.csv"
+    table.write_text("".join(f'"{row["text"]}",{row["label"]}\n' for row in texts if '"' not in row["text"]))
+    words = ["preflight", "text-classification", f"model={sorter}"]
+    said = refused(*words, f"data={table}")
+    assert "if the first line is already a row, write the names of the columns above it, such as: text,label" in said
+    spelled = ("sci fi", "Sci Fi", "scifi", "sci  fi", "other")
+    data = rows(tmp_path / "l.jsonl", [{**row, "label": spelled[place % 5]} for place, row in enumerate(texts)])
+    said = danlu(*words, f"data={data}").out
+    (named,) = [line for line in said.splitlines() if "differ only in case, width or spaces" in line]
+    assert all(repr(label) in named for label in spelled[:4]) and "'other'" not in named
 
 
 def test_rows_that_are_skipped_are_counted(danlu, sorter, texts, tmp_path):

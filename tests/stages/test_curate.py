@@ -10,7 +10,9 @@ import os
 import random
 import signal
 import struct
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -245,6 +247,10 @@ def test_ten_thousand_poisoned_rows_are_all_accounted_for(tmp_path):
         len(listed) == card["quarantined"] == bad and len({each["reason"].split(":")[0][:40] for each in listed}) >= 12
     )
     assert listed[0]["place"] == "a.jsonl:2" and all(each["reason"] for each in listed)
+    dropped = [json.loads(line) for line in (tmp_path / "c/dropped.jsonl").read_text("utf-8").splitlines()]
+    assert Counter(each["rule"] for each in dropped) == card["dropped"] and len(
+        {each["place"] for each in dropped}
+    ) == len(dropped)
     train = texts_in(tmp_path / "c")["train"]
     assert set(good) <= set(train)
     tokenizer, ids = Tokenizer.load(tmp_path / "c/tokenizer"), np.load(tmp_path / "c/train.npy")
@@ -274,14 +280,52 @@ def test_too_many_bad_rows_stop_it_and_nothing_that_was_done_is_lost(tmp_path, d
     assert "tokenize=false" in danlu("pretrain", "gpt", "data=c").err
 
 
+def test_files_that_call_the_text_by_different_names(tmp_path, danlu):
+    lines(tmp_path / "a.jsonl", [{"body_text": text} for text in documents(30, "a")])
+    lines(tmp_path / "b.jsonl", [{"about": text, "title": "no"} for text in documents(30, "b")])
+    words = ("prepare", "corpus", "data=a.jsonl,b.jsonl", "out=c", "vocabulary=300")
+    wrong = danlu(*words)
+    assert wrong.code == 2 and "over bad_share=0.01: a.jsonl:1: no column for the text" in wrong.err
+    assert "text=ONE,OTHER" in wrong.err and "the record has 'body_text' (30 for this reason)" in wrong.err
+    assert danlu(*words, "text=body_text,about").code == 2, "what was read depends on it"
+    assert danlu(*words[:3], "out=d", "vocabulary=300", "text=body_text,about").code == 0
+    card = json.loads(Path("d/corpus.json").read_text())
+    assert card["records"] == 60 and sum(card["documents"].values()) == 60
+
+
+def test_shares_may_change_until_it_is_done(tmp_path, danlu):
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(2)])
+    words = ("prepare", "corpus", "data=a.jsonl", "out=c", "vocabulary=300")
+    assert "validation_share=0 test_share=0" in danlu(*words).err
+    again = danlu(*words, "validation_share=0", "test_share=0")
+    assert again.code == 0 and "what was read before is not read again" in again.out
+    assert "was begun with test_share=0.0, now it is not given" in danlu(*words).err
+
+
+def test_what_a_folder_is_taken_for_is_said(tmp_path, danlu):
+    (tmp_path / "raw").mkdir()
+    lines(tmp_path / "raw" / "a.jsonl", [{"text": text} for text in documents(30, "a")])
+    (tmp_path / "raw" / "b.txt").write_text("\n\n".join(documents(30, "b")))
+    (tmp_path / "raw" / "notes.md").write_text("not text to learn from")
+    folder = danlu("prepare", "corpus", "data=raw", "out=c", "vocabulary=300")
+    assert "(not read: notes.md)" in folder.out and "1 of them text: in a folder each is one document" in folder.out
+    named = danlu("prepare", "corpus", "data=raw/a.jsonl,raw/b.txt", "out=d", "vocabulary=300")
+    assert "in a folder each" not in named.out
+    records = [json.loads(Path(place, "corpus.json").read_text())["records"] for place in "cd"]
+    assert records == [31, 60]
+
+
 def test_another_command_for_a_folder_that_is_there_is_told(tmp_path, danlu):
     lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(30)])
     words = ("prepare", "corpus", "data=a.jsonl", "out=c", "workers=1", "vocabulary=300")
     assert danlu(*words).code == 0
     result = danlu(*words, "seed=1")
-    assert result.code == 2 and "was begun with seed= 0, now it is 1" in result.err
+    assert result.code == 2 and "was begun with seed=0, now it is 1" in result.err
     lines(tmp_path / "a.jsonl", [{"text": text} for text in documents(31)])
-    assert "another or changed" in danlu(*words).err
+    assert "a.jsonl as it was then, now it is changed" in danlu(*words).err
+    lines(tmp_path / "b.jsonl", [{"text": text} for text in documents(30)])
+    one = danlu("prepare", "corpus", "data=b.jsonl", *words[3:])
+    assert "files without b.jsonl, now it is among them" in one.err
     Path("d").mkdir()
     Path("d/mine.txt").write_text("keep")
     assert "holds something else than a corpus" in danlu(*words[:3], "out=d").err and Path("d/mine.txt").exists()
@@ -343,6 +387,9 @@ def test_near_copies_go_and_the_first_stays(tmp_path):
         "duplicates: the same words as an earlier document": 3,
     }
     assert texts_in(tmp_path / "c")["train"] == notes
+    dropped = [json.loads(line) for line in (tmp_path / "c/dropped.jsonl").read_text("utf-8").splitlines()]
+    assert [each["place"] for each in dropped] == [f"row {number}" for number in range(31, 39)]
+    assert Counter(each["rule"] for each in dropped) == card["dropped"]
     assert card["near"]["curve"]["0.8"] > 0.9
     card, _ = made(
         tmp_path / "k", data=[{"text": text} for text in notes + copies], tokenize=False, duplicates="keep", seed=3
@@ -655,13 +702,75 @@ def test_two_tasks_for_the_same_unit_do_not_meet(tmp_path):
     assert [each.exitcode for each in both] == [0, 0]
 
 
-def test_slurm_that_lost_its_tasks_is_not_waited_for(tmp_path, monkeypatch):
-    for name, script in (("sbatch", "echo Submitted batch job 7"), ("squeue", "echo slurm: Invalid job id specified >&2; exit 1")):  # fmt: skip
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """What Slurm's commands answer, as scripts: `slurm(sbatch=…, squeue=…)`. What sbatch was called with is in the file `given`."""
+
+    def answers(**scripts):
+        for name, script in scripts.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return answers
+
+
+SUBMITTED = 'echo "$@" >> {0}/given; cat "$2" >> {0}/script; echo Submitted batch job $(wc -l < {0}/given)'
+LOST = "echo slurm: Invalid job id specified >&2; exit 1"
+
+
+def over(tmp_path, units=2, said=None, **options):
+    given = {"time": "1:00:00", "partition": "cpu", **options}
+    over_units(print, units, "slurm", given, tmp_path / "logs", say=(said or []).append, pause=0.01)
+
+
+def test_slurm_that_lost_its_tasks_is_not_waited_for(tmp_path, slurm):
+    slurm(sbatch=SUBMITTED.format(tmp_path), squeue=LOST)
     with pytest.raises(UserError, match="2 of 2 tasks failed"):
-        over_units(print, 2, "slurm", {"time": "1:00:00", "partition": "cpu"}, tmp_path / "logs", pause=0.01)
+        over(tmp_path)
+    assert len((tmp_path / "given").read_text().splitlines()) == 1, "no job for statistics, which would wait for ever"
+    with pytest.raises(UserError, match="2 of 2 tasks failed"):
+        over(tmp_path)
+    assert len((tmp_path / "given").read_text().splitlines()) == 2, "what failed is submitted again"
+
+
+def test_all_arrays_of_slurm_are_watched_and_a_second_command_waits_for_them(tmp_path, slurm):
+    """The last array is done first; squeue shows the first one thrice, then the tasks are done, or lost."""
+    queue = f'echo "$@" >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 3 ] || echo 1 cpu'
+    slurm(sbatch=SUBMITTED.format(tmp_path), squeue=queue)
+    with pytest.raises(UserError, match="3 of 3 tasks failed"):
+        over(tmp_path, 3, max_array_size="1", max_array_launch_parallel="true")
+    assert set((tmp_path / "asked").read_text().splitlines()) == {"--noheader --jobs=1,2,3"}
+    (tmp_path / "asked").unlink()
+    said = [""]
+    with pytest.raises(UserError, match="3 of 3 tasks failed"):
+        over(tmp_path, 3, said)
+    assert "waited for" in said[1] and len((tmp_path / "given").read_text().splitlines()) == 3, (
+        "nothing new is submitted"
+    )
+
+
+def test_what_slurm_does_not_take_is_one_clear_error(tmp_path, slurm, monkeypatch):
+    slurm(sbatch="echo invalid partition >&2; exit 1", squeue=LOST)
+    with pytest.raises(UserError, match="sbatch does not take the job"):
+        over(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs the command sbatch"):
+        over(tmp_path)
+
+
+def test_options_of_an_engine_are_what_they_look_like(tmp_path, slurm):
+    slurm(sbatch=f'cat "$2" > {tmp_path}/script; echo Submitted batch job 1', squeue=LOST)
+    with pytest.raises(UserError):
+        over(tmp_path, requeue="false", mem_per_cpu_gb="3", workers="-1", qos="")
+    script = (tmp_path / "script").read_text()
+    assert (
+        "--requeue" not in script
+        and "--mem-per-cpu=3G" in script
+        and "--array=0-1\n" in script
+        and "--qos" not in script
+    )
+    assert f"export PATH={Path(sys.executable).parent}:$PATH" in script, "the Python that runs here"
 
 
 DAMAGE = {
@@ -708,3 +817,39 @@ def test_damage_in_the_middle_is_told(tmp_path, danlu, name, how):
     told = result.code == 2 and "a fault in danlu" not in result.err and "Traceback" not in result.err
     whole = result.code == 0 and sum(json.loads(Path("c/corpus.json").read_bytes())["documents"].values()) == 30
     assert told or whole, result.err
+
+
+def tokenizer_of(folder, model, pre):
+    import tokenizers
+
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = pre
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_vocabulary_without_an_x_is_a_vocabulary(tmp_path):
+    from tokenizers import models, pre_tokenizers
+
+    letters = {letter: at for at, letter in enumerate("abcdefghijklmnopqrstuvwyz0123456789")}
+    folder = tokenizer_of(tmp_path / "tokens", models.BPE(letters, []), pre_tokenizers.Whitespace())
+    card, _ = made(tmp_path / "c", data=[{"text": f"the cat sat on mat {at}"} for at in range(60)], tokenizer=str(folder), vocabulary=None, duplicates="keep", cleaning=())  # fmt: skip
+    assert card["quarantined"] == 0 and card["documents"]["train"] > 40 and card["tokens"] > 500
+
+
+def test_documents_that_the_tokenizer_fails_on_count_as_unreadable(danlu, tmp_path):
+    from tokenizers import models, pre_tokenizers
+
+    folder = tokenizer_of(tmp_path / "tokens", models.WordPiece({"the": 0, "cat": 1}, unk_token="[UNK]"), pre_tokenizers.Whitespace())  # fmt: skip
+    texts = [{"text": "the cat " * (at + 3) if at % 4 else f"the dog {at}"} for at in range(80)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    words = ("prepare", "corpus", "data=a.jsonl", "out=c", f"tokenizer={folder}", "duplicates=keep", "cleaning=")
+    result = danlu(*words)
+    assert result.code == 2 and "of 80 records cannot be read, over bad_share=0.01: a.jsonl:" in result.err
+    assert "the tokenizer fails on it: " in result.err and "UNK" in result.err
+    listed = (tmp_path / "c/quarantine.jsonl").read_text().splitlines()
+    assert len(listed) > 10 and f"{len(listed)} of 80 records" in result.err
+    assert danlu(*words, "bad_share=0.5").code == 0
+    card = json.loads((tmp_path / "c/corpus.json").read_text())
+    assert card["quarantined"] == len(listed) == len((tmp_path / "c/quarantine.jsonl").read_text().splitlines())

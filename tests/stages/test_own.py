@@ -240,6 +240,7 @@ def test_rows_that_break_a_network_are_passed_by_and_named(own, danlu, digits, s
     assert not [line for line in lines if "loss" in line and line["loss"] != line["loss"]]
     assert f"step {skipped[0]['step']}: update skipped, no weight changed: loss nan" in said.err
     assert f"(rows {skipped[0]['rows'][0]}" in said.err and len(rows) < 60
+    assert f"{len(skipped)} updates in 40 steps were skipped because of their numbers" in said.out
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert f"{len(skipped)} updates skipped because of their numbers" in page
     words = ["pretrain", "image-classification", f"model={code}", f"data={digits}", *SETTINGS, "steps=40", "baselines=no", "out=killed"]  # fmt: skip

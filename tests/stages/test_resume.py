@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
-from tests.stages.killing import chat, corpus, images, kill, killed_often, outcome, steps, texts, wait_for
+from tests.stages.killing import RUN, chat, corpus, images, kill, killed_often, outcome, steps, texts, wait_for
+
+from danlu.core.errors import Interrupted
+from danlu.core.run import Run, create
+from danlu.stages.train import stoppable
 
 
-@pytest.mark.parametrize("kind", ["chat", "texts", "gpt", "bert", "mlp", "gan"])
+@pytest.mark.parametrize("kind", ["chat", "texts", "gpt", "prepared", "bert", "mlp", "gan"])
 def test_ten_kills_change_nothing(kind, chatter, sorter, chat_file, text_file, digits, danlu, spawn, tmp_path):
-    """Ten for each kind, five inside a save; `make test-faults` does it twenty times as often. A GAN has two learners and remembers running
+    """Ten for each kind (prepared: gpt on a corpus), five inside a save; `make test-faults` does it twenty times as often. A GAN has two learners and remembers running
     statistics."""
     words = {
         "chat": lambda: chat(chatter, chat_file),
         "texts": lambda: texts(sorter, text_file, steps=80),
         "gpt": lambda: corpus(text_file, "gpt", "ema=0.9", steps=130),
+        "prepared": lambda: ["pretrain", "gpt", "data=corpus", *RUN, "depth=1", "max_tokens=32", "steps=130"],
         "bert": lambda: corpus(text_file, "bert", "dropout=0.1", steps=130),
         "mlp": lambda: images(digits, "mlp", "dropout=0.5", "augment=crop,rotate"),
         "gan": lambda: images(digits, "gan", steps=40),
     }[kind]()
+    if kind == "prepared":
+        assert danlu("prepare", "corpus", f"data={text_file}", "out=corpus", "vocabulary=500", "cleaning=").code == 0
     assert danlu(*words, "out=whole").code == 0
     run = tmp_path / "killed"
     killed_often([*words, "out=killed"], run, spawn, 10, random.Random(kind))
     assert json.loads(danlu("show", "killed", "--json").out)["seed"]["value"] == 0
-    assert danlu(*words, "out=killed").code == 0
+    resumed = danlu("resume", "killed")  # after each kill it was the same command again
+    assert resumed.code == 0, resumed.err
     assert outcome(run) == outcome(tmp_path / "whole")
     assert not list((run / "checkpoints").glob(".building-*"))
     if kind in ("chat", "texts"):
@@ -108,3 +120,142 @@ def test_data_that_changed_is_refused(danlu, sorter, text_file, spawn, tmp_path)
         assert "texts.jsonl has changed since the run began" in result.err
     text_file.write_text(old, "utf-8")
     assert danlu("resume", "r").code == 0
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "cut", "metrics deleted"])
+def test_a_run_that_another_program_changes_while_it_trains_is_one_error(
+    change, danlu, sorter, text_file, spawn, tmp_path
+):
+    run, words = tmp_path / "r", texts(sorter, text_file, "out=r", steps=400)
+    process = spawn(words, tmp_path)
+    ready = wait_for(lambda: steps(run) >= 4 and any((run / "checkpoints").glob("step-*")), process)
+    assert ready, (tmp_path / "said.txt").read_text()
+    if change == "moved":
+        run.rename(tmp_path / "there")
+    elif change == "deleted":
+        run.rename(tmp_path / "gone")
+        shutil.rmtree(tmp_path / "gone")
+    elif change == "cut":
+        os.truncate(run / "metrics.jsonl", 10)
+    else:
+        (run / "metrics.jsonl").unlink()
+    process.join(300)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 2 and "Traceback" not in said and "fault" not in said, said
+    if change in ("moved", "deleted"):
+        assert "danlu: r is not there any more: it was moved or deleted" in said
+        assert not run.exists()
+    else:
+        assert "r/metrics.jsonl" in said.split("danlu: ")[-1] and any((run / "checkpoints").glob("step-*"))
+    if change != "deleted":
+        place = tmp_path / ("there" if change == "moved" else "r")
+        process = spawn(["resume", str(place)], tmp_path, "again.txt")
+        (tmp_path / "again.txt").touch()
+        found = wait_for(lambda: "going on from step" in (tmp_path / "again.txt").read_text(), process)
+        kill(process)
+        again = (tmp_path / "again.txt").read_text()
+        assert found, again
+        assert ("metrics.jsonl has" in again and "lines are missing" in again) == (change != "moved")
+
+
+def test_numbers_deleted_before_the_first_checkpoint_cost_no_folder(danlu, sorter, text_file, spawn, tmp_path):
+    words = [
+        word.replace("validate_every=1", "validate_every=1000")
+        for word in texts(sorter, text_file, "out=r", steps=1000)
+    ]
+    process = spawn(words, tmp_path)
+    assert wait_for(lambda: steps(tmp_path / "r") >= 1, process), (tmp_path / "said.txt").read_text()
+    (tmp_path / "r/metrics.jsonl").unlink()
+    process.join(300)
+    assert process.exitcode == 2 and "r/metrics.jsonl is not there any more" in (tmp_path / "said.txt").read_text()
+    process = spawn(["resume", "r"], tmp_path, "again.txt")
+    assert wait_for(lambda: steps(tmp_path / "r") >= 1, process), (tmp_path / "again.txt").read_text()
+    kill(process)
+
+
+def changed(path, **values):
+    """state.json with other values, and the manifest that fits to it."""
+    content = json.dumps({**json.loads((path / "state.json").read_text()), **values}).encode()
+    (path / "state.json").write_bytes(content)
+    told = json.loads((path / "manifest.json").read_text())
+    told["files"]["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (path / "manifest.json").write_text(json.dumps(told))
+
+
+EDITED = [
+    ({"step": "4"}, 'state.json: step is "4", expected a whole number from 0'),
+    ({"step": 3}, "state.json: step is 3, expected 4"),
+    ({"position": 3}, "state.json: position is 3, expected"),
+    ({"position": {"epoch": 1}}, "position in the data is {'epoch': 1}, expected an epoch from 0 and a row from 0 to "),
+    ({"position": {"epoch": 0, "row": 10**6}}, "'row': 1000000}, expected an epoch"),
+    ({"position": {"epoch": -1, "row": 0}}, "{'epoch': -1"),
+    ({"recent": {"model": {"losses": ["x"], "norms": [], "skipped": 0, "returned": None}}}, 'recent.model.losses.0 is "x"'),
+    ({"regular": 99}, "regular is 99, expected at most step 4"),
+    ({"best": {"loss": 1.0, "worse": 0}}, "the key best.step is missing"),
+    ({"offsets": {"metrics.jsonl": -5}}, "offsets.metrics.jsonl is -5"),
+]  # fmt: skip
+
+
+def test_a_checkpoint_that_was_edited_with_its_manifest_is_one_error(danlu, sorter, text_file, tmp_path):
+    run = tmp_path / "r"
+    assert danlu(*texts(sorter, text_file, "out=r", steps=5)).code == 0
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"running"'))
+    shutil.rmtree(run / "checkpoints" / "step-00000005")
+    whole = {path.name: path.read_bytes() for path in (run / "checkpoints" / "step-00000004").iterdir()}
+    for values, said in EDITED:
+        changed(run / "checkpoints" / "step-00000004", **values)
+        found = danlu("resume", "r")
+        assert found.code == 2 and said in found.err and "`danlu resume` the run" in found.err, found.err
+        for name, content in whole.items():
+            (run / "checkpoints" / "step-00000004" / name).write_bytes(content)
+    assert danlu("resume", "r").code == 0
+
+
+def test_ctrl_c_before_the_first_step_says_what_there_is(danlu, sorter, text_file, spawn, tmp_path):
+    run, words = tmp_path / "r", texts(sorter, text_file, "out=r")
+    process = spawn(words, tmp_path)
+    assert wait_for(run.exists, process), (tmp_path / "said.txt").read_text()
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 130 and "Traceback" not in said, said
+    assert "danlu: stopped before the first step; begin with: danlu resume r" in said
+    assert danlu("resume", "r").code == 0
+
+
+def test_ctrl_c_names_the_run_from_the_moment_it_is_there(tmp_path):
+    run = Run(tmp_path / "r")
+    with pytest.raises(KeyboardInterrupt), stoppable(run):
+        raise KeyboardInterrupt
+    create(run.path)
+    with pytest.raises(Interrupted, match="before the first step; begin with: danlu resume"), stoppable(run):
+        raise KeyboardInterrupt
+
+
+PRESSED = """
+import time
+from pathlib import Path
+from danlu.core.run import Run
+from danlu.stages.train import listening, stoppable
+from danlu.training.hooks import Interrupt
+
+with stoppable(Run(Path("r"))), listening(Interrupt()):
+    try:
+        print("a step", flush=True)
+        time.sleep(60)
+    finally:
+        print("a save", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_the_third_ctrl_c_ends_at_once_without_a_traceback(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", PRESSED], stdout=-1, stderr=-1, text=True, cwd=tmp_path)
+    assert process.stdout and process.stderr and process.stdout.readline() == "a step\n"
+    process.send_signal(signal.SIGINT)
+    told = [process.stderr.readline() for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "a save\n"
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT and "once more: at once" in told[1] and not rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import random
@@ -36,7 +37,19 @@ from danlu.surgery.adapter import add_lora
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
 from danlu.training.fit import State, Step, averaged, fit, swap_averages
-from danlu.training.hooks import Best, Interrupt, Record, Save, Skipped, Validate, restore, restore_weights, snapshot
+from danlu.training.hooks import (
+    Best,
+    Interrupt,
+    Progress,
+    Record,
+    Save,
+    Skipped,
+    Validate,
+    restore,
+    restore_learned,
+    restore_weights,
+    snapshot,
+)
 from danlu.training.optimizer import optimizer, schedule
 from danlu.training.options import TrainingOptions
 
@@ -946,6 +959,41 @@ def test_harm_without_end_stops_with_the_weights_before_it(tmp_path: Path) -> No
     assert "learning_rate" in error.value.fix
     alone = State(normed(), stream(*(noisy(step) for step in range(30))))
     assert equal(weights(state.task.model), weights(fit(alone, 8).task.model))
+
+
+@pytest.mark.parametrize("harmful", [range(5, 40, 2), range(7, 40, 4), (7, 8, 9, *range(11, 40, 2))])
+def test_it_goes_back_to_a_checkpoint_once_and_then_only_skips(tmp_path: Path, harmful: Sequence[int]) -> None:
+    """Every second update is harmful, or each at which a checkpoint is due: the others are learned, none twice from the same weights."""
+    state = State(normed(), stream(*(noisy(step, "nan" if step in harmful else None) for step in range(40))), skips=1)
+    said: list[str] = []
+    shown_on = io.StringIO()
+    with closing(Tracker(tmp_path)) as tracker:
+        save = Save(tmp_path, 4, 40, tracker, Best(), lambda: 0.0)
+        hooks = [Record(tracker, 40), Skipped(save, said.append), save, Progress(40, shown_on, seconds_between=0.0)]
+        if harmful[1] == harmful[0] + 1:
+            with pytest.raises(UserError, match=r"step 10: .* its weights are those of step 4"):
+                fit(state, 40, hooks)
+            save.wait()
+            return
+        fit(state, 40, hooks)
+    back = [line.split("back to the weights of ")[1] for line in said if "back to" in line]
+    assert back and len(back) == len(set(back))
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "skipped" in line] == [step + 1 for step in harmful]
+    shown = shown_on.getvalue().splitlines()
+    assert len(shown) == 40 and not [line for line in shown if "nan" in line]
+    assert next(line for line in shown if "skipped" in line).startswith(f"step {harmful[0] + 1}/40  loss skipped  ")
+    # by hand: what was learned since the checkpoint that it went back to
+    alone = State(normed(), stream(*(noisy(step, "nan" if step in harmful else None) for step in range(40))), skips=40)
+    again = {int(line.split(":")[0].removeprefix("step ")): int(line.split("of step ")[1].split(",")[0]) for line in said if "back to" in line}  # fmt: skip
+    kept: dict[int, Any] = {}
+    for step in range(1, 41):
+        fit(alone, step)
+        if step in again:
+            restore_learned(alone, kept[again[step]])
+        elif step % 4 == 0 and step - 1 not in harmful:
+            kept[step] = checkpoint.save(tmp_path / "by-hand", step, *snapshot(alone))
+    assert equal(weights(state.task.model), weights(alone.task.model))
 
 
 # --------------------------------------------------------------------------------------------------------------------- resume

@@ -102,10 +102,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def as_json(value: Any, **layout: Any) -> str:
+    """JSON, which has no number for NaN and infinity: null stands for them. layout: of `json.dumps`."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        known = json.loads(json.dumps(value, **layout), parse_constant=lambda _: None)
+        return json.dumps(known, ensure_ascii=False, **layout)
+
+
 def write_json(path: Path, value: Any) -> None:
     """A small JSON file, whole or not at all."""
     with whole(path) as building:
-        building.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        building.write_text(as_json(value, indent=2) + "\n", "utf-8")
 
 
 def read_text(path: Path, most: int = 20_000_000) -> str:

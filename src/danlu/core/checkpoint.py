@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danlu.core.cache import read_text, remove, sha256, sync, whole
+from danlu.core.cache import as_json, read_text, remove, sha256, sync, whole
 from danlu.core.errors import UserError, reading
 
 
@@ -130,7 +130,7 @@ def save(
                     save_file({key: value.detach().contiguous() for key, value in part.items()}, written[-1])
             if rank == 0:
                 written.append(building / "state.json")
-                written[-1].write_text(json.dumps(state, ensure_ascii=False), "utf-8")
+                written[-1].write_text(as_json(state), "utf-8")
             for path in written if rank else ():  # the first flushes all it sees
                 sync(path)
             return {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in written}
@@ -153,9 +153,12 @@ def save(
 
 def _refused(path: Path, what: str, error: Exception) -> UserError:
     said, there = getattr(error, "strerror", None) or error, next(each for each in path.parents if each.is_dir())
+    way = "make room"
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        way = f"move away the file or link at {path if path.is_symlink() or path.exists() else path.parent}"
     return UserError(
         f"{path}: {what} ({said}; {shutil.disk_usage(there).free / 1e6:,.0f} MB free)",
-        "make room, then `danlu resume` the run: it goes on from the newest checkpoint that verifies",
+        f"{way}, then `danlu resume` the run: it goes on from the newest checkpoint that verifies",
     )
 
 
@@ -195,7 +198,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], Collection[int]] = lambda _: ()) -> None:
-    """Delete old checkpoints, but never before `keep` newer ones verify. Of several processes, the first does.
+    """Delete old checkpoints, but never before `keep` newer ones verify. Of several processes, the first does. What somebody else put
+    there stays.
 
     needs: the steps that a kept checkpoint cannot do without (its best, the one to go back to); those stay too.
 
@@ -209,6 +213,8 @@ def rotate(folder: Path, keep: int = 2, needs: Callable[[Checkpoint], Collection
     kept: list[Checkpoint] = []
     old: list[Path] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
+        if path.is_symlink() or not path.is_dir() or not path.name.removeprefix("step-").isdecimal():
+            continue
         if len(kept) == keep:
             old.append(path)
         elif verify(path) is None:

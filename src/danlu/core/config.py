@@ -84,7 +84,7 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
     except (ValueError, TypeError, OverflowError):
         raise UserError(
             f"{key}: found {value!r} ({setting.origin}), expected {describe(kind)}",
-            f"{field.metadata.get('about', '')}",
+            way_out(key, field),
         ) from None
     choices = field.metadata.get("choices")
     if choices and converted not in choices:
@@ -113,9 +113,14 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
             bounds += f" and below {less}" if less else ""
             raise UserError(
                 f"{key}: found {value!r} ({setting.origin}), expected a number {bounds}",
-                field.metadata.get("about", ""),
+                way_out(key, field),
             )
     return converted
+
+
+def way_out(key: str, field: dataclasses.Field[Any]) -> str:
+    """What to do about a value that cannot be, and what the setting means."""
+    return f"give such a value, or leave {key}= out ({key}: {field.metadata.get('about', '')})"
 
 
 def convert(value: Any, kind: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danlu.core.cache import read_text, whole
+from danlu.core.cache import as_json, read_text, whole
 from danlu.core.errors import UserError, nearest
 from danlu.core.types import IMAGE_TASKS
 
@@ -42,7 +43,7 @@ def _experiment(found: Any) -> dict[str, Any]:
     return {"recipe": str, "asked": dict, "used": settings | {"*": {"value": object, "origin": str}}}
 
 
-_FIGURE = dict.fromkeys(("value", "low", "high"), float)
+_FIGURE = dict.fromkeys(("value", "low", "high"), _NUMBER)
 _METRICS = {"*": _FIGURE}
 _LEFT_OUT = [{"reason": str, "count": int, "examples": [str]}]
 _COMPARED = {"metrics": _METRICS, "comparison?": {"verdict?": _TEXT}}
@@ -124,7 +125,7 @@ class Run:
         """A JSON file of the run, whatever it holds."""
         path = self.path / name
         try:
-            loaded = json.loads(read_text(path))
+            loaded = json.loads(read_text(path), object_hook=_figure if name == "evaluation.json" else None)
         except FileNotFoundError:
             raise UserError(f"{path} is not there", "the run was cut off before it; `danlu resume` the run") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -138,7 +139,7 @@ class Run:
         return {key: entry["value"] for key, entry in self.read("experiment.json")["used"].items()}
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(self.path / name, as_json(content, indent=1) + "\n")
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json."""
@@ -193,6 +194,11 @@ class Run:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+
+def _figure(found: dict[str, Any]) -> dict[str, Any]:
+    """A figure that was not finite when it was written, and null stands for, is NaN."""
+    return {key: math.nan if each is None and key in _FIGURE else each for key, each in found.items()}
 
 
 def misplaced(found: Any, expected: Any, key: str = "", partly: bool = False) -> str | None:

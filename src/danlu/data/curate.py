@@ -6,7 +6,7 @@ what is missing. Where chunks begin depends on the records alone: any number of 
     read      records -> texts.parquet, hashes for duplicates, summary.json       a chunk a folder, `work/read/UNIT-CHUNK`; `UNIT.json` when all are there
     repeats   all hashes -> which document repeats which earlier one              `work/repeats.*.npy`
     pack      texts that stay -> train, validation, test; token ids               a chunk a folder, `work/pack/UNIT-CHUNK`
-    join      train.npy, train.documents.npy, texts/, validation.parquet, test.parquet, quarantine.jsonl
+    join      train.npy, train.documents.npy, texts/, validation.parquet, test.parquet, quarantine.jsonl, dropped.jsonl
 
 A unit is a large file, or several small ones: what one machine of several takes at a time.
 """
@@ -367,8 +367,9 @@ def record_of(plan: Plan, unit: Unit) -> dict[str, Any]:
 
 
 def read_chunk(given: Reading, target: Path, records: list[Record]) -> Summary:
-    """Records -> the folder `target`: texts.parquet, hashes, quarantine.jsonl and summary.json."""
+    """Records -> the folder `target`: texts.parquet, hashes, quarantine.jsonl, dropped.jsonl and summary.json."""
     found, quarantine, texts, places, languages = Summary(), list[str](), list[str](), list[str](), list[str]()
+    dropped: list[str] = []
     for file, place, record in records:
         try:
             text = text_of(record(), given.column)
@@ -392,6 +393,7 @@ def read_chunk(given: Reading, target: Path, records: list[Record]) -> Summary:
         if cleaned.dropped:
             step, rule, what = cleaned.dropped
             found.dropped[f"{step}: {rule}"] += 1
+            dropped.append(json.dumps({"place": place, "rule": f"{step}: {rule}"}, ensure_ascii=False))
             found.sample(f"{step}: {rule}", place, what, cleaned.text or text)
             continue
         found.kept += 1
@@ -404,21 +406,23 @@ def read_chunk(given: Reading, target: Path, records: list[Record]) -> Summary:
         building.mkdir()
         write_texts(building / "texts.parquet", {"text": texts, "place": places, "language": languages}, "lz4")
         near.write(building / "hashes", texts, given.near)
-        (building / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in quarantine), "utf-8")
+        for name, rows in (("quarantine", quarantine), ("dropped", dropped)):
+            (building / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in rows), "utf-8")
         (building / "summary.json").write_text(json.dumps(vars(found), ensure_ascii=False), "utf-8")
     return found
 
 
 def text_of(values: dict[str, Any], column: str | None) -> str:
-    """The text of a record: of the column that is named, or the first with a usual name."""
+    """The text of a record: of the column that is named (of several, the first it has), or the first with a usual name."""
     if column is None:
         by_name = {name.strip().lower(): name for name in reversed(values)}
-        column = next((by_name[name] for name in TEXTS if name in by_name), None)
-        if column is None:
-            raise RowError(f"no column for the text; the record has {', '.join(map(repr, values))[:200]}")
-    elif column not in values:
-        raise RowError(f"no column {column!r}; the record has {', '.join(map(repr, values))[:200]}")
-    text = values[column]
+        found = next((by_name[name] for name in TEXTS if name in by_name), None)
+    else:
+        found = next((name for name in (column, *column.split(",")) if name in values), None)
+    if found is None:
+        wanted = f"for the text ({', '.join(TEXTS)})" if column is None else repr(column)
+        raise RowError(f"no column {wanted}; the record has {', '.join(map(repr, values))[:200]}")
+    column, text = found, values[found]
     if not isinstance(text, str):
         raise RowError(f"column {column!r}: found {kind_of(text)}, expected text")
     if not text.strip():
@@ -629,10 +633,12 @@ def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: in
     summary = Summary()
     train: list[list[str]] = []
     held: list[list[str]] = []
+    dropped: list[dict[str, str]] = []
     for at, row in enumerate(zip(texts, places, languages, strict=True)):
         if first[at] >= 0:
             counts["exact" if exact[at] else "near"] += 1
             summary.sample(REPEATED[bool(exact[at])], places[at], str(first[at]), texts[at])
+            dropped.append({"place": places[at], "rule": REPEATED[bool(exact[at])]})
         elif parts[at]:
             counts["validation" if parts[at] == 1 else "test"] += 1
             held.append([*row, "validation" if parts[at] == 1 else "test"])
@@ -656,9 +662,16 @@ def pack_chunk(state: tuple[Packing, Any], source: Path, target: Path, begin: in
             write_texts(
                 building / f"{name}.parquet", {name: [row[at] for row in rows] for at, name in enumerate(names)}
             )
-        lines = (json.dumps({"place": place, "reason": reason}, ensure_ascii=False) for place, reason in quarantine)
-        (building / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        found = {**counts, "bytes_before": sum(len(text.encode()) for text in texts), "samples": summary.samples}
+        refused_rows = [{"place": place, "reason": reason} for place, reason in quarantine]
+        for name, listed in (("quarantine", refused_rows), ("dropped", dropped)):
+            lines = (json.dumps(row, ensure_ascii=False) for row in listed)
+            (building / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        found = {
+            **counts,
+            "bad": quarantine[:3],
+            "bytes_before": sum(len(text.encode()) for text in texts),
+            "samples": summary.samples,
+        }
         (building / "counts.json").write_text(json.dumps(found, ensure_ascii=False), "utf-8")
     return found
 
@@ -722,6 +735,7 @@ def join(plan: Plan, out: Path, tokenized: bool) -> None:
                         table = file.read(use_threads=False)
                     if len(table := table.filter(compute.equal(table["part"], part))):
                         writer.write_table(table.select(schema.names).cast(schema))
-    with whole(out / "quarantine.jsonl", alone=True) as building, building.open("wb") as file:
-        for folder in [*(plan.work / "read" / each.name for each in parts), *folders]:
-            file.write((folder / "quarantine.jsonl").read_bytes())
+    for name in ("quarantine.jsonl", "dropped.jsonl"):
+        with whole(out / name, alone=True) as building, building.open("wb") as file:
+            for folder in [*(plan.work / "read" / each.name for each in parts), *folders]:
+                file.write((folder / name).read_bytes())

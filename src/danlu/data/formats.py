@@ -412,7 +412,9 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     }
 
 
-def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _named(record: dict[str, Any] | str, labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    if isinstance(record, str):
+        raise RowError(f"a value that cannot be read: {record}")
     for name, names in labels.items():
         value = record.get(name)
         if value is not None and (not isinstance(value, int) or not -1 <= value < len(names)):
@@ -422,6 +424,18 @@ def _named(record: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[
         if value is not None:
             record[name] = names[value] if value >= 0 else None  # -1: a row without a label
     return record
+
+
+def _unpacked(rows: Any) -> Iterator[dict[str, Any] | str]:
+    """The records of a batch; of one that holds what Python has no value for (the year 10000) the reason instead."""
+    try:
+        yield from rows.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if len(rows) == 1:
+            yield str(error)
+        else:
+            for at in range(len(rows)):
+                yield from _unpacked(rows.slice(at, 1))
 
 
 BATCH = 1 << 24
@@ -476,7 +490,7 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                     continue
                 batch.validate(full=True)  # offsets that lie lead outside of the file's memory
                 step = _fitting(batch.nbytes, batch.num_rows)
-                for record in (each for at in range(0, len(batch), step) for each in batch.slice(at, step).to_pylist()):
+                for record in (each for at in range(0, len(batch), step) for each in _unpacked(batch.slice(at, step))):
                     number += 1
                     found.add(number, where, f"{where}{number}", partial(_named, record, labels))
     except (

@@ -124,7 +124,12 @@ class Loader:
     def __call__(self, start: Position | None = None) -> Iterator[tuple[list[Batch], Position]]:
         if not len(self.rows):
             raise UserError("there are no rows to learn from", "`danlu preflight` says what became of them")
-        epoch, row = (start["epoch"], start["row"]) if start else (0, 0)
+        epoch, row = (start.get("epoch"), start.get("row")) if start else (0, 0)
+        if type(epoch) is not int or type(row) is not int or epoch < 0 or not 0 <= row < len(self.rows):
+            raise UserError(
+                f"the checkpoint's position in the data is {start}, expected an epoch from 0 and a row from 0 to {len(self.rows) - 1:,}",
+                "delete the newest folder in checkpoints/, then `danlu resume` the run: it goes on from the one before",
+            )
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
             while row < len(order):

@@ -126,7 +126,9 @@ class CorpusOptions:
     data: str | None = option(
         None, "what to read: files, several separated by commas, a pattern, a folder or an address (docs/data.md)"
     )
-    text: str | None = option(None, "column with the text; found by its usual names when not given")
+    text: str | None = option(
+        None, "column with the text; several names, separated by commas, where files differ; found by its usual names when not given"
+    )  # fmt: skip
     duplicates: str = option(
         "near", "documents that repeat an earlier one are dropped: near copies too, exact ones only, or none",
         choices=("near", "exact", "keep"),

@@ -184,7 +184,9 @@ def column(source: Source, wanted: str | None, usual: Sequence[str], key: str) -
             return by_name[name.lower()]
     raise UserError(
         f"{source.name}: no column for {key}: looked for {', '.join(usual)}; it has {listed}",
-        f"name the column: {key}=COLUMN",
+        f"name the column: {key}=COLUMN"
+        + "; if the first line is already a row, write the names of the columns above it, such as: text,label"
+        * source.format.startswith(("CSV", "TSV")),
     )
 
 

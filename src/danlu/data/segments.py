@@ -1,7 +1,7 @@
-"""Tokenizing running text faster than the tokenizer does, to the same ids: what stands between two spaces is looked up.
+"""Tokenizing running text by WordPiece or Unigram faster than the tokenizer does, to the same ids: what stands between two spaces is looked up.
 
-Most tokenizers cut a text before they look at any token of it (pre-tokenization), and none of those below has a piece that goes across a
-single space between two characters that are not white space: such a space begins a piece. So ids of a text are the ids of its segments,
+Most such tokenizers cut a text before they look at any token of it (pre-tokenization), and none of those below has a piece that goes across
+a single space between two characters that are not white space: such a space begins a piece. So ids of a text are the ids of its segments,
 one after the other, and a segment that was seen before need not be tokenized again. Common words make up most of any text.
 """
 
@@ -42,14 +42,6 @@ LONGEST = 64
 JOINED = 10_000
 """Characters of segments that are tokenized as one text."""
 
-PATTERNS = {
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4, Llama 3
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # Qwen2
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s{0,64}[\r\n]+|\s+(?!\S)|\s+",  # ours (data/vocabulary.py)
-}
-"""Of `Split` in one piece a match: a match with a space behind another character is white space alone in each of them."""
-
 
 def separable(tokenizer: tokenizers.Tokenizer) -> bool:
     """Whether ids of a text are those of its segments: by what the tokenizer is made of, each part known."""
@@ -60,10 +52,10 @@ def separable(tokenizer: tokenizers.Tokenizer) -> bool:
     # Unicode composes nothing with a space, and the others look at one character at a time.
     if normalizer and normalizer["type"] not in ("NFC", "BertNormalizer", "Lowercase"):
         return False
-    if model["type"] not in ("BPE", "WordPiece", "Unigram") or model.get("dropout"):
+    if model["type"] not in ("WordPiece", "Unigram"):
         return False
     first, later = _steps(parts)
-    if not (_ends_words(first) or _begins_words(first)) or not all(map(_keeps, later)):
+    if not _begins_words(first) or not all(map(_keeps, later)):
         return False
     return not any(
         token["lstrip"] or token["rstrip"] or token["single_word"] or BORDER.search(token["content"])
@@ -76,8 +68,11 @@ def divisible(tokenizer: tokenizers.Tokenizer) -> bool:
     what comes before and behind is not looked at."""
     parts = json.loads(tokenizer.to_str())
     inside = re.compile("[A-Za-z0-9][^A-Za-z0-9]")
-    return _ends_words(_steps(parts)[0]) and not any(
-        inside.search(token["content"]) and not token["special"] for token in parts["added_tokens"]
+    first, _ = _steps(parts)
+    return (
+        first is not None
+        and first["type"] == "BertPreTokenizer"
+        and not any(inside.search(token["content"]) and not token["special"] for token in parts["added_tokens"])
     )
 
 
@@ -92,29 +87,18 @@ def _steps(parts: dict[str, Any]) -> tuple[Step, list[Step]]:
     return (rest[0], rest[1:]) if rest else (None, [])
 
 
-def _ends_words(step: Step) -> bool:
-    """Whether a step begins a piece at every border, and one wherever ASCII letters and digits end."""
-    return step is not None and (
-        step["type"] == "BertPreTokenizer"
-        or (step["type"] == "ByteLevel" and step["use_regex"] and not step["add_prefix_space"])
-        or (step["type"] == "Split" and step["pattern"].get("Regex") in PATTERNS and step["behavior"] == "Isolated" and not step["invert"])
-    )  # fmt: skip
-
-
 def _begins_words(step: Step) -> bool:
     """Whether a step begins a piece at every border at least."""
     return step is not None and (
-        step["type"] in ("Whitespace", "WhitespaceSplit")
+        step["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
         or (step["type"] == "Metaspace" and step["prepend_scheme"] == "never" and step.get("split", True))
     )
 
 
 def _keeps(step: Step) -> bool:
     """Whether what a step does to a piece depends on that piece alone."""
-    if step is None:
-        return False
     known = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Split", "Metaspace")
-    return step["type"] in known or (step["type"] == "ByteLevel" and not step["add_prefix_space"])
+    return step is not None and step["type"] in known
 
 
 class Segments:

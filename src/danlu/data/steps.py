@@ -194,17 +194,18 @@ def encoding(text: str) -> str:
     return ftfy.fix_encoding(text)
 
 
-# A tag right behind a ` is talked about.
+# A tag right behind a ` is talked about; a name that goes on with . or @ is a mail's address.
 _PAGE = re.compile(
-    r"(?>(?:[\s\ufeff]|<\?.*?\?>|<!--.*?-->)*)<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+    r"(?>(?:[\s\ufeff]|<\?.*?\?>|<!--.*?-->)*)<(?:!doctype\s+html|html|head|body)(?=[\s/>])", re.IGNORECASE | re.DOTALL
 )
 _BLOCK = re.compile(
-    r"(?<!`)<(/?)(html|body|p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)\b[^<>]*>", re.IGNORECASE
+    r"(?<!`)<(/?)(html|body|p|div|table|t[rdh]|[uod]l|li|h[1-6]|section|article|blockquote)(?=[\s/>])[^<>]*>",
+    re.IGNORECASE,
 )
 _COMMENT = re.compile(r"(?<!`)<!--.*?-->", re.DOTALL)
-_BREAK = re.compile(r"(?<!`)<br\b[^<>]*>\n?", re.IGNORECASE)
+_BREAK = re.compile(r"(?<!`)<br(?=[\s/>])[^<>]*>\n?", re.IGNORECASE)
 _INLINE = re.compile(
-    r"(?<!`)</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)\b[^<>]*>",
+    r"(?<!`)</?(?:a|abbr|b|big|center|cite|code|del|em|font|hr|i|img|ins|kbd|mark|pre|q|s|small|span|strike|strong|su[bp]|tt|u|var)(?=[\s/>])[^<>]*>",
     re.IGNORECASE,
 )
 _ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}\d{0,2}|#\d{2,7}|#[xX][0-9a-fA-F]{2,6});")

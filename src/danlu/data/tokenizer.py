@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
@@ -23,10 +23,13 @@ from jinja2.utils import Namespace
 
 from danlu.core.cache import read_text
 from danlu.core.errors import UserError, panics_told, reading
-from danlu.data.segments import Segments, separable
+from danlu.data.bulk import Bulk
 
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+IDS = 1 << 24
+"""Ids are below it."""
+
 STEPS = 1_000_000
 """Passes of loops in one rendering, a call counting as twenty, eight characters as one: a second, far beyond any conversation."""
 
@@ -113,6 +116,9 @@ class Tokenizer:
             ) from None
         config = _json(folder / "tokenizer_config.json")
         _add_tokens(rust, config, folder)
+        largest = max(rust.get_vocab().values(), default=0)
+        if largest >= IDS:  # the library walks through all below it, and an embedding has a row for each
+            raise UserError(f"{file}: found the id {largest:,}, expected ids below {IDS:,}", "use another tokenizer")
         return cls(
             rust,
             config,
@@ -167,7 +173,9 @@ class Tokenizer:
         try:
             with panics_told():
                 yield
-        except RuntimeError as error:
+        except Exception as error:
+            if type(error) not in (Exception, RuntimeError):  # tokenizers raises the bare class
+                raise
             raise UserError(f"{self.name}: its tokenizer fails on a text: {error}", "use another tokenizer") from None
 
     def least(self, text: str, enough: int) -> int:
@@ -194,28 +202,25 @@ class Tokenizer:
         """
         before, behind = self._around if causal else ([], [])
         end = [self.specials[self.named["eos_token"]]] if causal and "eos_token" in self.named else []
-        self.rust.encode_special_tokens = True
-        try:
-            if self._segments is not None:
-                rows = self._segments.ids(texts)
-            else:
-                rows = [np.array(row, np.int32) for row in self.encode_batch(texts)]
-        finally:
-            self.rust.encode_special_tokens = False
+        with self._blamed():
+            rows = self._bulk.ids(texts)
         behind = behind if behind[-1:] == end else behind + end
         return [np.concatenate([before, row, behind], dtype=np.int32, casting="unsafe") for row in rows]
 
     @cached_property
-    def _segments(self) -> Segments | None:
-        """None where a text has to be looked at whole."""
-        return Segments(self.rust) if separable(self.rust) else None
+    def _bulk(self) -> Bulk:
+        return Bulk(self.rust)
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         """Ids that stand before and behind every text."""
-        bare, whole = self.encode("x"), self.encode("x", special=True)
-        at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
-        return whole[:at], whole[at + len(bare) :]
+        for text in ("x", *(self.decode([at]) for at in range(min(self.size, 1000)))):  # a vocabulary may have no "x"
+            with suppress(UserError):  # or nothing for what it does not know
+                if bare := self.encode(text):
+                    whole = self.encode(text, special=True)
+                    at = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+                    return whole[:at], whole[at + len(bare) :]
+        raise UserError(f"{self.name}: its tokenizer has no token for any text", "use another tokenizer")
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of the text, and for each the characters it stands for: (first, behind the last)."""

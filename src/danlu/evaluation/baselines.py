@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -54,11 +54,12 @@ def baselines(
     groups: Sequence[Any] | None = None,
     score: Literal["accuracy", "f1_macro"] = "accuracy",
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Baseline]:
     """The majority class and TF-IDF with logistic regression, see `majority` and `tfidf`."""
     return [
         majority(train_labels, len(test_texts), classes),
-        tfidf(train_texts, train_labels, test_texts, classes, groups=groups, score=score, seed=seed),
+        tfidf(train_texts, train_labels, test_texts, classes, groups=groups, score=score, seed=seed, progress=progress),
     ]
 
 
@@ -87,6 +88,7 @@ def tfidf(
     score: Literal["accuracy", "f1_macro"] = "accuracy",
     folds: int = 3,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Baseline:
     """TF-IDF and L2 logistic regression: a strong linear classifier for text (Wang and Manning 2012 on why).
 
@@ -96,7 +98,8 @@ def tfidf(
     most; the fit is on all rows. Words are counted in 8 million characters of text at most, characters in 5 million, longer texts
     being cut. What was left out is said in `notes`.
 
-    groups: rows of equal group stay in one fold, as they stay in one split.
+    groups: rows of equal group stay in one fold, as they stay in one split. progress: called with the fits of the choice that are done, and
+    how many they are.
     """
     began = time.perf_counter()
     labels = _labels(train_labels, classes)
@@ -134,7 +137,7 @@ def tfidf(
             notes.append(
                 f"settings chosen on {len(looked):,} of {rows:,} training rows, to be quick; fitted on all of them"
             )
-        settings = _choose(counts, labels, looked, parts, classes, score)
+        settings = _choose(counts, labels, looked, parts, classes, score, progress)
     else:
         notes.append("too few rows of each label to cross-validate: usual settings, not chosen ones")
     train, test = _features(counts, settings["features"], np.arange(rows), np.arange(rows, len(texts)))
@@ -279,12 +282,18 @@ def _parts(labels: Array, groups: Array | None, folds: int, seed: int) -> list[t
 
 
 def _choose(
-    counts: dict[str, Any], labels: Array, looked: Array, parts: Sequence[tuple[Array, Array]], classes: int, score: str
+    counts: dict[str, Any],
+    labels: Array,
+    looked: Array,
+    parts: Sequence[tuple[Array, Array]],
+    classes: int,
+    score: str,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The settings with the best mean score over the folds."""
     kinds = [*counts, " and ".join(counts)] if len(counts) > 1 else list(counts)
     grid = list(product(kinds, STRENGTHS, WEIGHTS))
-    scores = np.zeros((len(parts), len(kinds), len(STRENGTHS), len(WEIGHTS)))
+    done, scores = 0, np.zeros((len(parts), len(kinds), len(STRENGTHS), len(WEIGHTS)))
     for part, (fitted, held) in enumerate(parts):
         inside, outside = looked[fitted], looked[held]
         for i, kind in enumerate(kinds):
@@ -295,6 +304,8 @@ def _choose(
                 scores[part, i, j, k] = (
                     accuracy(true, predicted) if score == "accuracy" else f1(true, predicted, classes)
                 )
+                done += 1
+                progress(done, len(parts) * len(grid))
     means = scores.mean(0).ravel()
     best = int(np.argmax(means > means.max() - 1e-9))
     found = dict(zip(("features", "C", "class_weight"), grid[best], strict=True))

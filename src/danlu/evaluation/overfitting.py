@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def overfitting(lines: Sequence[Mapping[str, Any]], used: Mapping[str, Any], ste
     validation and up to the last one, each from the validation before it.
     """
     validated = [(line["step"], line["validation"]["loss"]) for line in lines if "validation" in line]
+    validated = [(step, loss) for step, loss in validated if math.isfinite(loss)]
     losses = [(line["step"], line["loss"]) for line in lines if isinstance(line.get("loss"), float)]
     if len(validated) < 3:
         return None

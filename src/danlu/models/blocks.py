@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danlu.core.errors import UserError
+from danlu.models.dropout import dropout as drop
 
 
 LONG = 1536
@@ -381,7 +382,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0
             scores = torch.bmm(query * d**-0.5, key)
         else:
             scores = torch.baddbmm(mask, query, key, alpha=d**-0.5)
-        weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
+        weights = drop(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
         outs.append(torch.bmm(weights, value).view(-1, d))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return collect(out, layout.slots(heads)).view(q.shape)

@@ -23,6 +23,8 @@ from danlu.models.blocks import (
     rotate,
     swiglu,
 )
+from danlu.models.dropout import chance
+from danlu.models.linear import project
 
 
 _COMMON = {
@@ -122,11 +124,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, see: Attend) -> Tensor:
         """[tokens, width] -> [tokens, width]"""
-        q = rotate(self.q_norm(self.q_proj(x).view(-1, self.heads, self.d)), cos, sin)
-        k = rotate(self.k_norm(self.k_proj(x).view(-1, self.kv, self.d)), cos, sin)
-        v = self.v_proj(x).view(-1, self.kv, self.d)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q = rotate(self.q_norm(q.view(-1, self.heads, self.d)), cos, sin)
+        k = rotate(self.k_norm(k.view(-1, self.kv, self.d)), cos, sin)
+        v = v.view(-1, self.kv, self.d)
         seen = see(self.index, q, k, v, self.window, self.dropout if self.training else 0.0)
-        return cast(Tensor, self.o_proj(seen.flatten(1)))
+        return project(seen.flatten(1), self.o_proj)[0]
 
 
 class MLP(nn.Module):
@@ -141,7 +144,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, width] -> [tokens, width]"""
-        return cast(Tensor, self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x))))
+        return project(swiglu(*project(x, self.gate_proj, self.up_proj)), self.down_proj)[0]
 
 
 class Layer(nn.Module):
@@ -196,7 +199,7 @@ class Decoder(nn.Module):
         self.task = task
         self.layers_count: int = full["num_hidden_layers"]
         self.context: int = full["max_position_embeddings"]
-        self.model = Trunk(full, float(full["attention_dropout"] or 0.0) if dropout is None else dropout)
+        self.model = Trunk(full, chance(full, "attention_dropout") if dropout is None else dropout)
         self.rotary = Rotary(full["head_dim"] or full["hidden_size"] // full["num_attention_heads"], full)
         if task == "classification":
             self.score = nn.Linear(full["hidden_size"], count_labels(config, labels), bias=False)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from danlu.core.errors import UserError
 from danlu.models.blocks import LayerNorm, Layout, attend, check_lengths, count_labels, initialise, wide
+from danlu.models.dropout import Dropout, chance
+from danlu.models.linear import project
 
 
 _BERT = {
@@ -101,7 +103,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(full["max_position_embeddings"], width)
         self.token_type_embeddings = nn.Embedding(full["type_vocab_size"], width)
         self.LayerNorm = LayerNorm(width, full["layer_norm_eps"])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.first = 0 if full["model_type"] == "bert" else pad + 1  # RoBERTa counts from behind its padding id
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """[tokens, width] -> [tokens, width]"""
-        q, k, v = (part(x).unflatten(1, (self.heads, -1)) for part in (self.query, self.key, self.value))
+        q, k, v = (part.unflatten(1, (self.heads, -1)) for part in project(x, self.query, self.key, self.value))
         return attend(q, k, v, layout, self.probability if self.training else 0.0).flatten(1)
 
 
@@ -135,11 +137,11 @@ class Sum(nn.Module):
         super().__init__()
         self.dense = nn.Linear(inner, full["hidden_size"])
         self.LayerNorm = LayerNorm(full["hidden_size"], full["layer_norm_eps"])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         """x [tokens, inner], before [tokens, width] -> [tokens, width]"""
-        return cast(Tensor, self.LayerNorm(self.dropout(self.dense(x)) + before))
+        return cast(Tensor, self.LayerNorm(self.dropout(project(x, self.dense)[0]) + before))
 
 
 class Attention(nn.Module):
@@ -165,7 +167,7 @@ class Intermediate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, width] -> [tokens, inner]"""
-        return self.activation(self.dense(x))
+        return self.activation(project(x, self.dense)[0])
 
 
 class Layer(nn.Module):
@@ -271,7 +273,7 @@ class RobertaClassifier(nn.Module):
     def __init__(self, full: Mapping[str, Any], labels: int, dropout: float) -> None:
         super().__init__()
         self.dense = nn.Linear(full["hidden_size"], full["hidden_size"])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out_proj = nn.Linear(full["hidden_size"], labels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -305,18 +307,19 @@ class Encoder(nn.Module):
         self.config = dict(config)
         self.task = task
         self.layers_count: int = full["num_hidden_layers"]
-        hidden, inside, last = (
-            full[key] if dropout is None else dropout
-            for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        )
-        last = hidden if last is None else last
+
+        def rate(key: str) -> float:
+            return chance(full, key) if dropout is None else dropout
+
+        hidden, inside = rate("hidden_dropout_prob"), rate("attention_probs_dropout_prob")
+        last = hidden if full["classifier_dropout"] is None else rate("classifier_dropout")
         bert = self.prefix == "bert"
         trunk = Trunk(full, bert and task == "classification", hidden, inside)
         self.context: int = full["max_position_embeddings"] - trunk.embeddings.first
         self.add_module(self.prefix, trunk)
         if task == "classification":
             count = count_labels(config, labels)
-            self.dropout = nn.Dropout(last if bert else 0.0)
+            self.dropout = Dropout(last if bert else 0.0)
             self.classifier = nn.Linear(full["hidden_size"], count) if bert else RobertaClassifier(full, count, last)
         elif bert:
             self.cls = BertHead(full)

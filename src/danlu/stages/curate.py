@@ -36,6 +36,8 @@ ASKED, ROWS = "asked.json", "rows.jsonl"
 """In `work`: what was asked for, and what was handed over in Python."""
 FORMAT = 1
 """Of the folder."""
+LAYOUT = 2
+"""Of what is in `work`: another one cannot be gone on with."""
 LEARNED_FROM = 100_000_000
 """Bytes of text, spread over the corpus, that a tokenizer is learned from at most; said where there are more."""
 HELD = 2000
@@ -44,6 +46,8 @@ EVERY = 5.0
 """Seconds between two lines of progress."""
 SETTLED = ("workers", "bad_share", "engine", "engine_options")
 """Settings that may change when a corpus is gone on with: nothing that is there depends on them."""
+LATER = ("validation_share", "test_share")
+"""Settings that may change until it is done: what was read does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _corpus(
     plan = Plan(out.absolute() / "work", units, reading, options.duplicates != "keep", characters)
     workers = options.workers or device.cores()
     spread(options, partial(curate.read_alone, plan), plan, "read", say)
-    summary, files = first_pass(plan, workers, options.bad_share, say)
+    summary, files = first_pass(plan, workers, options.bad_share, note, say)
     if plan.duplicates:
         say("looking for documents that repeat others")
     curate.find_repeats(plan)
@@ -157,7 +161,7 @@ def _corpus(
     tokenizer = tokenizer_for(plan, cuts, options, folder, summary.bytes, out, say)
     given_to_pack = Packing(plan, cuts, tokenizer, causal(tokenizer))
     spread(options, partial(curate.pack_alone, given_to_pack), plan, "pack", say)
-    counts = third_pass(given_to_pack, workers, summary, say)
+    counts = third_pass(given_to_pack, workers, summary, options.bad_share, say)
     say("joining")
     curate.join(plan, out, tokenizer is not None)
     return finish(out, plan, cleaning, asked, why, shares, summary, files, note, counts, tokenizer, say)
@@ -168,7 +172,7 @@ def begun(
 ) -> dict[str, Any]:
     """What was asked for, written down at the beginning and equal to what is there from before. contents: SHA-256 of what settings name.
 
-    Where only files have changed, what was made of all of them goes; `work/read` stays, which is told apart by them.
+    Where only files have changed, or settings of LATER, what was made of all of them goes; `work/read` stays, which is told apart by them.
 
     Raises:
         UserError: naming the first setting that is different; a file is, of a finished corpus.
@@ -178,23 +182,33 @@ def begun(
     }
     asked = {key: shown(value) if isinstance(value, str) else value for key, value in asked.items()}
     files = [list(state) for unit in units for state in unit.states]
-    found = {"danlu": version("danlu"), "settings": json.loads(json.dumps(asked)), "files": files}
+    found = {"danlu": version("danlu"), "layout": LAYOUT, "settings": json.loads(json.dumps(asked)), "files": files}
     place, card = out / "work" / ASKED, card_of(out)
     before = found
     if card or place.is_file():
         with intact(out / CARD if card else place):
             before = card["asked"] if card else json.loads(place.read_bytes())
-            before = {key: before[key] for key in found}
+            before = {key: before.get(key, 0) if key == "layout" else before[key] for key in found}
     for key in sorted(found["settings"]):
         one, two = (each["settings"].get(key) for each in (before, found))
-        if one != two and key != "data":
-            raise another(out, f"{key}= {one}", str(two))
-    if before["danlu"] != found["danlu"]:
-        raise another(out, f"danlu {before['danlu']}", found["danlu"])
+        if one != two and key != "data" and (card or key not in LATER):
+            raise another(
+                out, f"no {key}=" if one is None else f"{key}={one}", "not given" if two is None else str(two)
+            )
+    if (before["danlu"], before["layout"]) != (found["danlu"], LAYOUT):
+        raise another(out, f"danlu {before['danlu']}, layout {before['layout']}", f"{found['danlu']}, layout {LAYOUT}")
     if card and before["files"] != files:
-        changed = next((state[0] for state in [*files, *before["files"]] if not (state in files and state in before["files"])), "the order of files")  # fmt: skip
-        raise another(out, f"{changed} as it was then", "another or changed")
-    if before["files"] != files:
+        then, now = ({state[0]: state for state in each} for each in (before["files"], files))
+        name = next((name for name in [*now, *then] if then.get(name) != now.get(name)), None)
+        if name in then and name in now:
+            raise another(out, f"{name} as it was then", "changed")
+        raise (
+            another(out, f"{name or 'files in another order'}", "not among the files")
+            if name not in now
+            else another(out, f"files without {name}", "among them")
+        )
+    later = [[each["settings"].get(key) for key in LATER] for each in (before, found)]
+    if before["files"] != files or later[0] != later[1]:
         for path in (out / "tokenizer", *(out / "work").iterdir()):
             if path.name not in ("read", ROWS, ASKED):
                 remove(path)
@@ -256,12 +270,20 @@ class Progress:
         self.say(f"  {self.what}: {left}{speed:,.1f} MB of text a second, {more}")
 
 
-def first_pass(plan: Plan, workers: int, bad_share: float, say: Say) -> tuple[Summary, list[dict[str, Any]]]:
-    """All units read and cleaned; what became of their records, and the files."""
+def first_pass(plan: Plan, workers: int, bad_share: float, note: str, say: Say) -> tuple[Summary, list[dict[str, Any]]]:
+    """All units read and cleaned; what became of their records, and the files. note: what was not read."""
     summary = Summary()
     size, count = sum(unit.size for unit in plan.units), sum(len(unit.files) for unit in plan.units)
     said = f"{size / 1e6:,.1f} MB" if size else "unknown size"
-    say(f"reading {count:,} file{'s' * (count > 1)} ({said}) with {workers} worker{'s' * (workers > 1)}")
+    say(f"reading {count:,} file{'s' * (count > 1)} ({said}) with {workers} worker{'s' * (workers > 1)}{note}")
+    if single := [
+        unit.place for unit in plan.units if unit.place for file in unit.files if FORMATS.get(suffix(file)) == "text"
+    ]:
+        say(
+            f"  {len(single):,} of them text: in a folder each is one document; data='{single[0]}/*.txt' takes what stands between blank lines"
+        )
+    if any(plan.work.glob("read/*")):
+        say("  what was read before is not read again")
     progress = Progress("cleaning", float(size), say)
     reader: curate.Cutter | None = None
     behind = 0
@@ -300,13 +322,20 @@ def too_many(summary: Summary, bad_share: float, plan: Plan, least: int = 1000) 
         return
     target = plan.work.parent / "quarantine.jsonl"
     order = {unit.name: number for number, unit in enumerate(plan.units)}
-    every = ((path.name.rpartition("-"), path / "quarantine.jsonl") for path in (plan.work / "read").iterdir())
+    every = ((path.parent.name.rpartition("-"), path) for path in plan.work.glob("*/*/quarantine.jsonl"))
     mine = sorted((order[unit], number, path) for (unit, _, number), path in every if unit in order)
     write_text(target, "".join(path.read_text("utf-8") for _, _, path in mine))
-    first = "; ".join(f"{place}: {reason}" for place, reason in summary.bad)
+    with target.open(encoding="utf-8", newline="\n") as lines:  # a name may hold what else ends a line
+        listed = [(found["place"], found["reason"]) for found in map(json.loads, lines)]
+    listed = listed or [(place, reason) for place, reason in summary.bad]
+    reason, often = Counter(reason for _, reason in listed).most_common(1)[0]
+    place = next(place for place, each in listed if each == reason)
+    column = "say which column it is, text=NAME or text=ONE,OTHER; or " if reason.startswith("no column") else ""
+    least_share = math.ceil(1000 * summary.quarantined / summary.records) / 1000
     raise UserError(
-        f"{summary.quarantined:,} of {summary.records:,} records cannot be read, over bad_share={bad_share:g}: {first}",
-        f"{target} lists them: mend them, or set bad_share={math.ceil(1000 * summary.quarantined / summary.records) / 1000:g}; what is done stays",
+        f"{summary.quarantined:,} of {summary.records:,} records cannot be read, over bad_share={bad_share:g}: {place}: {reason}"
+        + f" ({often:,} for this reason)" * (often > 1),
+        f"{column}mend what {target} lists, or set bad_share={least_share:g}; what is done stays",
     )
 
 
@@ -395,14 +424,17 @@ def causal(tokenizer: Path | None) -> bool:
     return tokenizer is None or "mask_token" not in Tokenizer.load(tokenizer).named
 
 
-def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Counter[str]:
-    """What stays, tokenized and cut into parts; counts of documents, tokens and bytes."""
+def third_pass(given: Packing, workers: int, summary: Summary, bad_share: float, say: Say) -> Counter[str]:
+    """What stays, tokenized and cut into parts; counts of documents, tokens and bytes. What the tokenizer fails on is in `summary`."""
     found: Counter[str] = Counter()
     progress = Progress("tokenizing", float(summary.bytes), say)
 
     def done(chunk: dict[str, Any]) -> None:
         for rule, rows in chunk.pop("samples").items():
             summary.samples[rule] = sorted(summary.samples.get(rule, []) + rows)[: curate.SAMPLES]
+        summary.quarantined += chunk.pop("quarantined")
+        summary.bad = (summary.bad + chunk.pop("bad"))[:3]
+        too_many(summary, bad_share, given.plan)
         found.update(chunk)
         progress(found["bytes_before"], found["bytes_before"], f"{found['tokens']:,} tokens")
 
@@ -410,6 +442,7 @@ def third_pass(given: Packing, workers: int, summary: Summary, say: Say) -> Coun
     with Workers(workers, needed, curate.packing) as pool:
         curate.pack(given, pool, done)
         pool.finish()
+    too_many(summary, bad_share, given.plan, least=1)
     return found
 
 
@@ -437,7 +470,6 @@ def finish(
     dropped |= {
         rule: counts[kind] for kind, rule in zip(("near", "exact"), curate.REPEATED, strict=True) if counts[kind]
     }
-    quarantined = summary.quarantined + counts["quarantined"]
     documents = {part: counts[part] for part in ("train", "validation", "test")}
     found: dict[str, Any] = {
         "format": FORMAT,
@@ -448,7 +480,7 @@ def finish(
         "licence": asked["settings"]["data_licence"],
         "records": summary.records,
         "left_out": dict(summary.left_out),
-        "quarantined": quarantined,
+        "quarantined": summary.quarantined,
         "dropped": dropped,
         "documents": documents,
         "changed": dict(summary.changed),
@@ -472,7 +504,7 @@ def finish(
         if cut
         else None,
     }
-    accounted = quarantined + sum(dropped.values()) + sum(documents.values())
+    accounted = summary.quarantined + sum(dropped.values()) + sum(documents.values())
     if accounted != summary.records:
         raise RuntimeError(f"{summary.records} records came in, {accounted} are accounted for")
     for path in out.glob(".building-*"):  # of a killed command

@@ -79,7 +79,9 @@ class Curated:
         if card is None:
             return None
         for key in SETTLED:
-            if key in asked.settings and not asked.settings[key].origin.startswith(("default", "recipe", KEPT)):
+            if key in asked.settings and not asked.settings[key].origin.startswith(
+                ("default", "derived", "recipe", KEPT)
+            ):
                 raise UserError(
                     f"{key}=: {folder} is a prepared corpus, where that is settled", "leave it out, or prepare another"
                 )

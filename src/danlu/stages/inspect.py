@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def one_run(run: Run) -> dict[str, Any]:
         "task": facts.get("task"),
         "model": facts.get("lineage", {}).get("model", {}).get("name"),
         "steps": f"{lines[-1]['step']}/{used['steps']['value']}" if lines and used else None,
-        "validation_loss": min(validated, default=None),
+        "validation_loss": min(filter(math.isfinite, validated), default=None),
         "test": {name: entry["value"] for name, entry in figures.items()},
     }
 

@@ -374,9 +374,9 @@ def shared_findings(
             notes.append(f"warning: {name} has no row of {', '.join(map(repr, absent[:5]))}{why}")
     spelled: dict[str, list[str]] = {}
     for label in labels:
-        spelled.setdefault(normal_form(label), []).append(label)
+        spelled.setdefault("".join(normal_form(label).split()), []).append(label)
     notes += [
-        f"warning: the labels {' and '.join(map(repr, similar))} differ only in case or width, and are learned as different: write them alike if they are one"
+        f"warning: the labels {' and '.join(map(repr, similar))} differ only in case, width or spaces, and are learned as different: write them alike if they are one"
         for similar in spelled.values()
         if len(similar) > 1
     ]

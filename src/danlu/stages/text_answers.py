@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,7 +31,7 @@ from danlu.surgery.freeze import cast_frozen
 from danlu.tasks.language import Language
 from danlu.tasks.material import Conversations, Item, LabelledTexts, Material, Readable, cut_to
 from danlu.tasks.options import TaskOptions
-from danlu.training.hooks import measure
+from danlu.training.hooks import clock, measure
 
 
 TOKENS = 2048
@@ -224,6 +225,9 @@ def baselines_of(prepared: Prepared, items: Sequence[Item], say: Say) -> list[Ba
     """Majority and TF-IDF on the same split."""
     train, labels = prepared.items["train"], prepared.labels
     say("baselines on the same split: majority class, TF-IDF with logistic regression")
+    say(
+        f"  small fits choose its settings, then one is on all {len(train):,} rows: seconds to minutes (baselines=no leaves it out)"
+    )
     if cut := int(prepared.findings["truncated"]["rows"]):
         say(
             f"  they read whole rows; the model reads the first {prepared.experiment.data.max_tokens} tokens ({cut} rows are longer)"
@@ -234,7 +238,23 @@ def baselines_of(prepared: Prepared, items: Sequence[Item], say: Say) -> list[Ba
         [item.text for item in items],
         len(labels),
         groups=[item.group or item.key for item in train],
+        progress=fits_told(say),
     )
+
+
+def fits_told(say: Say, seconds_between: float = 5.0) -> Callable[[int, int], None]:
+    """How many fits are done and how long the others will take: now and then, and when they are all done if it was said before."""
+    began = shown = time.perf_counter()
+
+    def told(done: int, fits: int) -> None:
+        nonlocal shown
+        now = time.perf_counter()
+        if now - shown >= seconds_between or (done == fits and shown > began):
+            shown = now
+            left = f"about {clock((now - began) / done * (fits - done))} left, then the one on all rows"
+            say(f"  {done} of {fits} fits; {left if done < fits else 'now the one on all rows'}")
+
+    return told
 
 
 # ------------------------------------------------------------------------------------------------------------- language

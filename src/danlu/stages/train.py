@@ -60,22 +60,49 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
         return go_on(Run(path), asked, say, data)
     prepared = prepare(asked, data, say)
     preflight.show(prepared, say)
-    run = create(
-        path,
-        fill=lambda building: begin(building, prepared, data),
-        danlu=preflight.version(),
-        recipe=asked.recipe,
-        task=prepared.experiment.task.task,
-        labels=list(prepared.labels),
-        lineage=lineage(prepared),
-        machine=preflight.machine_facts(),
-        folder=str(Path.cwd()),
-        started=device.oom_kills(),
-        torch=torch.__version__,
-    )
-    with run.lock(), failing(run, new=True):
-        train(run, with_kept_rows(run, prepared) if data is not None else prepared, say)
+    facts: dict[str, Any] = {
+        "danlu": preflight.version(),
+        "recipe": asked.recipe,
+        "task": prepared.experiment.task.task,
+        "labels": list(prepared.labels),
+        "lineage": lineage(prepared),
+        "machine": preflight.machine_facts(),
+        "folder": str(Path.cwd()),
+        "started": device.oom_kills(),
+        "torch": torch.__version__,
+    }
+    with stoppable(Run(path)):
+        run = create(path, fill=lambda building: begin(building, prepared, data), **facts)
+        with run.lock(), failing(run, new=True):
+            train(run, with_kept_rows(run, prepared) if data is not None else prepared, say)
     return run
+
+
+def begun(run: Run) -> bool:
+    """Whether a step was made; another program may have deleted the one or the other."""
+    written = any(map(run.has, ("metrics.jsonl", "timings.jsonl", "events")))  # one of them may have been deleted
+    return written or any(run.checkpoints.glob("step-*"))
+
+
+@contextlib.contextmanager
+def stoppable(run: Run) -> Iterator[None]:
+    """Ctrl-C before and after the steps, or a second one, says what there is and how to go on.
+
+    Raises:
+        Interrupted: instead of KeyboardInterrupt, once there is a run.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not is_run(run.path):
+            raise
+        if any(run.checkpoints.glob("step-*")):
+            said = "stopped at once; go on from its last checkpoint with"
+        elif run.has("metrics.jsonl"):
+            said = "stopped at once, before the first checkpoint; begin again with"
+        else:
+            said = "stopped before the first step; begin with"
+        raise Interrupted(f"{said}: danlu resume {run.path}") from None
 
 
 @contextlib.contextmanager
@@ -89,7 +116,12 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
         yield
     except Exception as error:
         again = f"make room, then: danlu resume {run.path}"
-        if new and not run.has("metrics.jsonl"):
+        if not is_run(run.path):
+            raise UserError(
+                f"{run.path} is not there any more: it was moved or deleted while it was being written",
+                "put it back, or where it is now: danlu resume PLACE goes on from its last checkpoint; one that was deleted begins anew",
+            ) from error
+        if new and not begun(run):
             shutil.rmtree(run.path, ignore_errors=True)
             again = "make room, then give the command again"
         elif not isinstance(error, Interrupted):
@@ -100,7 +132,7 @@ def failing(run: Run, new: bool = False) -> Iterator[None]:
                 run.update(out_of_memory=True)
             half = (
                 f"danlu resume {run.path} goes on, with half the micro-batch where rows allow"
-                if run.has("metrics.jsonl")
+                if begun(run)
                 else "give the command again with half micro_batch_tokens"
             )
             raise UserError("there is not enough memory for a step", f"free memory, or {half}") from error
@@ -153,7 +185,7 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
     Raises:
         UserError: the experiment differs in more than its length, or its data has changed.
     """
-    with run.lock():
+    with run.lock(), stoppable(run):
         written, facts = run.read("experiment.json"), run.read("run.json")
         longer = asked is not None and longer_than(run, written, asked)
         old = {entry["role"]: entry["sha256"] for entry in facts["lineage"]["data"]}
@@ -263,8 +295,16 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
     offsets: dict[str, int] = {}
     if found is not None:
         content = hooks.restore(state, found)
-        best, offsets, clock.before = hooks.Best(**content["best"]), content["offsets"], content["seconds"]
+        best = hooks.Best(**{key: value for key, value in content["best"].items() if value is not None})
+        offsets, clock.before = content["offsets"], content["seconds"]
         state.stop = None if longer else content["stop"]
+        for name, written in offsets.items():
+            there = (run.path / name).stat().st_size if run.has(name) else 0
+            if there < written:
+                say(
+                    f"warning: {run.path / name} has {there:,} of the {written:,} bytes it had at step {state.step}: "
+                    "lines are missing from it and from the page; the weights do not depend on them"
+                )
         say(f"going on from step {state.step} of {prepared.experiment.training.steps}")
     elif run.has("metrics.jsonl"):
         say("no checkpoint was taken yet: training begins again, to the same result")
@@ -291,7 +331,7 @@ def keep_start(run: Run, prepared: Prepared, built: Trainable) -> None:
 def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepared:
     """Say what training will cost; with `hours=` alone that also decides the steps."""
     expected = trial(built, prepared)
-    if not run.has("metrics.jsonl"):  # later the micro-batch stays, so that a run that goes on is bitwise the same
+    if not begun(run):  # later the micro-batch stays, so that a run that goes on is bitwise the same
         room = device.machine().memory_available + device.resident_memory_bytes()
         prepared, expected = fitting(built, prepared, expected, room)
         write_settings(run, prepared)
@@ -385,6 +425,11 @@ def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, c
         hooks.restore_weights(state, checkpoint.Checkpoint(place, best.step))
     used = {key: setting.value for key, setting in prepared.settings.items()}
     lines = read_lines(run.path / "metrics.jsonl")
+    parts = (part for line in lines for part in (line, *line.values()) if isinstance(part, dict))
+    if skipped := sum("skipped" in part for part in parts):
+        say(
+            f"{skipped} updates in {state.step} steps were skipped because of their numbers; metrics.jsonl names their rows"
+        )
     if said := diverged(lines, used) or overfitting(lines, used, prepared.steps_per_epoch):
         say(said)
         run.write("data.json", {**run.read("data.json"), "overfitting": said})
@@ -414,10 +459,13 @@ class Page:
 
 @contextlib.contextmanager
 def listening(interrupt: hooks.Interrupt) -> Iterator[None]:
-    """Ctrl-C and TERM end training after the current step; a second one ends it at once."""
+    """Ctrl-C and TERM end training after the current step; a second one at once, but for a checkpoint that is being written; a third one
+    ends the process where it is."""
 
     def ask(number: int, _frame: Any) -> None:
         if interrupt.asked:
+            for each in old:
+                signal.signal(each, signal.SIG_DFL)
             raise KeyboardInterrupt
         interrupt.asked = signal.Signals(number).name
         os.write(2, b"\nstopping after this step, then saving (once more: at once)\n")

@@ -20,7 +20,10 @@ CONFIG = "adapter_config.json"
 BASE = "danlu_base.json"
 """The model an adapter belongs to, with its SHA-256; a file of its own, because PEFT warns of keys it does not know."""
 
-BEYOND = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")
+BEYOND = (
+    "use_rslora", "use_dora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "target_parameters",
+)  # fmt: skip
 """What in an adapter's config.json changes the formula of `add_lora`."""
 
 

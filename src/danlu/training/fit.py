@@ -64,7 +64,7 @@ class State:
 
     step: updates made or skipped. position: where the data goes on. precision: of the matrix products. stop: why training ended early.
     skips: updates in a row that a learner may skip because of their numbers. spike: see `Recent.wrong`; recent: by learner. regular: the
-    step of the last checkpoint that was taken by its turn.
+    step of the last checkpoint that was taken by its turn. returned: the one that training last went back to; it does so once to each.
     """
 
     task: Task
@@ -78,6 +78,7 @@ class State:
     spike: float = 0.0
     recent: dict[str, Recent] = field(default_factory=dict)
     regular: int | None = None
+    returned: int | None = None
 
 
 @dataclass(frozen=True)

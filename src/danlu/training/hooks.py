@@ -16,6 +16,7 @@ import torch
 from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
 from danlu.core.errors import UserError
+from danlu.core.run import misplaced
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
 from danlu.training.fit import Recent, State, Step, averaged, listed
@@ -43,22 +44,52 @@ def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[
     }
     recent = {name: asdict(each) for name, each in state.recent.items()}
     content = {"format": 1, "step": state.step, "position": state.position, "seed": state.seed}
-    return tensors, content | {"recent": recent, "regular": state.regular}
+    return tensors, content | {"recent": recent, "regular": state.regular, "returned": state.returned}
+
+
+_STEP = range(10**15)
+_STATE: dict[str, Any] = {
+    "step": _STEP, "position": (dict, None), "regular?": (_STEP, None), "returned?": (_STEP, None), "stop?": (str, None), "seconds?": float,
+    "recent?": {"*": {"losses": [float], "norms": [float], "skipped": _STEP, "returned": (_STEP, None)}},
+    "best?": {"step": (_STEP, None), "loss": (float, None), "worse": _STEP}, "offsets?": {"*": _STEP},
+}  # fmt: skip
+
+
+def content_of(saved: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's JSON part, with what hooks added to it.
+
+    Raises:
+        UserError: it holds something else than was written; names the key.
+    """
+    content = saved.state()
+    wrong = misplaced(content, _STATE)
+    if not wrong and content["step"] != saved.step:
+        wrong = f"step is {content['step']}, expected {saved.step}"
+    if not wrong and (later := {key for key in ("regular", "returned") if (content.get(key) or 0) > saved.step}):
+        wrong = f"{min(later)} is {content[min(later)]}, expected at most step {saved.step}"
+    if wrong:
+        raise UserError(
+            f"{saved.path / 'state.json'}: {wrong}",
+            f"delete {saved.path}, then `danlu resume` the run: it goes on from the checkpoint before",
+        )
+    return content
 
 
 def restore(state: State, saved: Checkpoint) -> dict[str, Any]:
     """Put a checkpoint into a freshly built state; returns its JSON part, with what hooks added to it."""
-    content = saved.state()
+    content = content_of(saved)
     restore_learned(state, saved)
     torch.set_rng_state(saved.tensors("random")["torch"])
     state.step, state.position = content["step"], content["position"]
     state.recent, state.regular = remembered(content), content.get("regular")
+    state.returned = content.get("returned")
     return content
 
 
 def remembered(content: Mapping[str, Any]) -> dict[str, Recent]:
     """The last good updates of each learner when a checkpoint was taken."""
-    return {name: Recent(**each) for name, each in content.get("recent", {}).items()}
+    known = Recent.__dataclass_fields__
+    return {name: Recent(**{key: each[key] for key in known}) for name, each in content.get("recent", {}).items()}
 
 
 def restore_learned(state: State, saved: Checkpoint) -> None:
@@ -119,7 +150,8 @@ class Record:
 @dataclass
 class Skipped:
     """Says which updates were skipped; after as many in a row as there may be, the weights go back to those of the last regular checkpoint,
-    and the data goes on behind the rows. Once: what is skipped right after that again ends training.
+    and the data goes on behind the rows. Once to each: what is skipped right after that again ends training, and so do more in a row than
+    there may be before another checkpoint was gained.
 
     Not to one that was taken where a person interrupted: the run must be the one that was never interrupted.
     """
@@ -136,15 +168,15 @@ class Skipped:
                 f"step {step.number}: {who}update skipped, no weight changed: {update.skipped} ({listed(update.rows)})"
             )
             recent, regular = state.recent[name], state.regular
-            if recent.skipped == state.skips and recent.returned is None and regular is not None:
+            if recent.skipped == state.skips and recent.returned is None and regular not in (None, state.returned):
                 self.saved.wait()
                 found = Checkpoint(checkpoint.place(self.saved.folder, regular), regular)
                 if wrong := checkpoint.verify(found.path):
                     self.say(f"step {step.number}: {found.path}: {wrong}; there is nothing to go back to")
                     continue
                 restore_learned(state, found)
-                state.recent = remembered(found.state())  # what is far outside is told by what those weights did
-                state.recent.setdefault(name, Recent()).returned = regular
+                state.recent = remembered(content_of(found))  # what is far outside is told by what those weights did
+                state.recent.setdefault(name, Recent()).returned = state.returned = regular
                 self.say(
                     f"step {step.number}: {state.skips} in a row; back to the weights of step {regular}, on with the rows behind"
                 )
@@ -217,18 +249,19 @@ class Validate:
             note = "best so far"
         else:
             self.best.worse += 1
-            note = f"not better than {self.best.loss:.4f} at step {self.best.step}"
+            known = self.best.step is not None
+            note = f"not better than {self.best.loss:.4f} at step {self.best.step}" if known else "not finite"
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.say(f"step {state.step}: validation {numbers} ({note})")
         if self.patience is not None and self.best.worse >= self.patience:
-            state.stop = (
-                f"early stopping: {self.best.worse} validations in a row were not better than step {self.best.step}"
+            state.stop = f"early stopping: {self.best.worse} validations in a row were " + (
+                "not finite" if self.best.step is None else f"not better than step {self.best.step}"
             )
 
 
 def needed(saved: Checkpoint) -> set[int]:
     """The step whose weights were the best when this checkpoint was taken, and the one to go back to."""
-    content = saved.state()
+    content = content_of(saved)
     return {content["best"]["step"], content.get("regular")} - {None}
 
 
@@ -309,8 +342,8 @@ class Save:
 
 
 def unsettled(state: State) -> bool:
-    """Whether the last update of someone was skipped."""
-    return any(recent.skipped for recent in state.recent.values())
+    """Whether someone has made no update since the last one that was skipped."""
+    return any(recent.skipped or recent.returned is not None for recent in state.recent.values())
 
 
 @dataclass
@@ -339,7 +372,8 @@ class Progress:
         self.shown = now
         left = elapsed / (state.step - self.first) * (self.until - state.step)
         losses = "  ".join(
-            f"{'loss' if len(step.updates) == 1 else name} {u.loss:.4f}" for name, u in step.updates.items()
+            f"{'loss' if len(step.updates) == 1 else name} {'skipped' if u.skipped else f'{u.loss:.4f}'}"
+            for name, u in step.updates.items()
         )
         line = f"step {state.step}/{self.until}  {losses}  {self.done / self.busy:,.0f} {step.window[0].unit}/s  {clock(left)} left"
         ended = state.step == self.until or state.stop is not None
