@@ -71,6 +71,23 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     assert not run.path.exists()
 
 
+def test_what_a_killed_process_was_writing_is_cleared_by_the_next_that_writes(tmp_path: Path) -> None:
+    run = create(tmp_path / "r", **FACTS)
+    (run.path / "model" / ".building-adapter").mkdir(parents=True)
+    (run.path / "samples").mkdir()
+    halves = [run.path / name for name in (".building-run.json-17", "model/.building-adapter/part", "samples/.building-3.json-17")]  # fmt: skip
+    for half in halves:
+        half.write_text('{"half')
+    with another_process(run):
+        assert not list(run.path.rglob(".building-*"))
+        halves[0].write_text("the other process writes")
+        with pytest.raises(UserError, match="is being written"), run.lock():
+            pass
+        assert halves[0].exists()
+    with run.lock():
+        assert not list(run.path.rglob(".building-*"))
+
+
 def test_a_status_that_was_reached_stays(tmp_path: Path) -> None:
     run = create(tmp_path / "mine", **FACTS)
     for status in ("failed", "finished"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danlu.core.cache import as_json, read_text, whole
+from danlu.core.cache import as_json, read_text, remove, whole
 from danlu.core.errors import UserError, nearest
 from danlu.core.types import IMAGE_TASKS
 
@@ -164,7 +164,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process writes a run.
+        """Only one process writes a run; what a killed one was writing is cleared.
 
         Raises:
             UserError: another process holds it; names its number.
@@ -193,6 +193,8 @@ class Run:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            for left in (*self.path.glob(".building-*"), *self.path.glob("*/.building-*")):  # of a killed process
+                remove(left)
             yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from danlu.core.cache import whole
 from danlu.data.images import Pictures
 from danlu.stages.prepare import Prepared
 from danlu.training.fit import State, Step, averaged
@@ -37,7 +38,8 @@ class Samples:
                 images = grid_of(self.model, rows, self.prepared.experiment.task.noise)
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
-            (folder / f"step-{state.step:08d}.png").write_bytes(png(tiled(images)))
+            with whole(folder / f"step-{state.step:08d}.png") as building:
+                building.write_bytes(png(tiled(images)))
 
 
 @torch.inference_mode()
