@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from danlu.core import device
-from danlu.core.device import GPU, Machine, doctor, machine, pick_precision, pick_threads, trainable_parameters
+from danlu.core.device import GPU, Machine, doctor, machine, trainable_parameters
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_machine_is_within_what_the_system_says(found: Machine) -> None:
 def test_nothing_heavy_is_imported() -> None:
     program = (
         "import sys; from danlu.core import catalog, cache, device; from danlu.models import catalogue\n"
-        "device.doctor(device.machine()); catalogue.MODELS.names()\n"
+        "device.doctor(device.machine(), ('float32', ''), (1, '')); catalogue.MODELS.names()\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
@@ -47,35 +47,12 @@ def test_cores_follow_the_affinity_mask() -> None:
     assert done.stdout.strip() == "1"
 
 
-def test_precision_follows_from_instructions(found: Machine) -> None:
-    plain = replace(found, amx=False, avx512=True, bf16=False, gpus=())
-    assert pick_precision(plain)[0] == "float32"
-    assert pick_precision(replace(plain, bf16=True)) == ("bfloat16", "the CPU multiplies bfloat16 (AVX-512)")
-    assert pick_precision(replace(plain, amx=True, bf16=True)) == ("bfloat16", "the CPU multiplies bfloat16 (AMX)")
-    assert pick_precision(replace(plain, gpus=(GPU("A card", 1 << 34, True),)))[0] == "bfloat16"
-
-
-def test_threads_are_cores_unless_the_environment_says_otherwise(
-    found: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert pick_threads(replace(found, cores=6)) == (6, "6 physical cores usable")
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert pick_threads(replace(found, cores=6))[0] == 3
-
-
 def test_peak_memory_grows_with_what_is_held() -> None:
     held = bytearray(os.urandom(1 << 20) * 64)
     first = device.peak_memory_bytes()
     assert first > len(held)
     del held
     assert device.peak_memory_bytes() >= first  # the high-water mark
-
-
-def test_the_probe_measures_something() -> None:
-    speeds = device.probe(0.06)
-    assert speeds.keys() == {"bf16_gflops", "float32_gflops", "read_gb_per_s"}
-    assert all(speed > 0 for speed in speeds.values())
 
 
 def test_what_fits_follows_from_memory() -> None:
@@ -86,22 +63,26 @@ def test_what_fits_follows_from_memory() -> None:
 
 def test_the_doctor_names_what_is_missing(found: Machine) -> None:
     poor = replace(found, compiler=None, cache_free=1 << 20, versions=found.versions | {"peft": None})
-    missing = doctor(poor)["missing"]
+    missing = doctor(poor, ("float32", "slower"), (1, "one"))["missing"]
     for words in ("no C++ compiler", "set DANLU_CACHE", "the package peft"):
         assert any(words in line for line in missing), words
-    assert doctor(found)["derived"]["precision"]["value"] == pick_precision(found)[0]
+    derived = doctor(found, ("float32", "slower"), (3, "three"))["derived"]
+    assert derived == {
+        "precision": {"value": "float32", "reason": "slower"},
+        "threads": {"value": 3, "reason": "three"},
+    }
 
 
 def test_the_doctor_says_in_words_what_can_be_trained(found: Machine) -> None:
     plain = replace(found, gpus=(), amx=False, bf16=False, memory_available=24_600_000_000)
-    said = doctor(plain)
+    said = doctor(plain, ("float32", "slower"), (1, "one"))
     assert said["can_train"] == {
         "full": "models up to 1.1 B parameters in 25 GB free",
         "lora": "models up to 4.6 B parameters in 25 GB free",
     }
     assert said["can_train_parameters"] == trainable_parameters(24_600_000_000)
     assert said["machine"]["gpus"] == "none"
-    carded = doctor(replace(plain, gpus=(GPU("A card", 8_000_000_000, False),)))
+    carded = doctor(replace(plain, gpus=(GPU("A card", 8_000_000_000, False),)), ("float32", "slower"), (1, "one"))
     assert carded["can_train"]["full"] == "models up to 375 M parameters in 8 GB of GPU memory"
     assert carded["machine"]["gpus"] == [{"name": "A card", "memory_bytes": 8_000_000_000}]
 

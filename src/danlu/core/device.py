@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -81,55 +80,12 @@ def machine(gpus: bool = False) -> Machine:
     )
 
 
-def pick_precision(found: Machine) -> tuple[str, str]:
-    """(bfloat16 or float32, why) for the matrix products."""
-    if found.gpus and all(gpu.bfloat16 for gpu in found.gpus):
-        return "bfloat16", f"{found.gpus[0].name} multiplies bfloat16"
-    if found.bf16:
-        return "bfloat16", "the CPU multiplies bfloat16 (AMX)" if found.amx else "the CPU multiplies bfloat16 (AVX-512)"
-    return "float32", "the CPU has neither AMX nor AVX-512 for bfloat16, which would be slower"
-
-
-def pick_threads(found: Machine) -> tuple[int, str]:
-    """(threads, why): one for each physical core; two threads on one core fight for its multipliers."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdigit() and int(limit) > 0:
-        return int(limit), "OMP_NUM_THREADS says so"
-    return found.cores, f"{found.cores} physical core{'s' * (found.cores != 1)} usable"
-
-
 def peak_memory_bytes() -> int:
     """The most memory this process has held so far (resident, high water)."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def probe(seconds: float = 0.3) -> dict[str, float]:
-    """Measured speed: bf16_gflops and float32_gflops of a [512, 512] matrix product, read_gb_per_s of memory. About `seconds` in all.
-
-    The best of the repetitions: everything that disturbs a measurement makes it slower.
-    """
-    import torch
-
-    def best(run: Any, work: float) -> float:
-        run()
-        least, end = float("inf"), time.perf_counter() + seconds / 3
-        while time.perf_counter() < end or least == float("inf"):
-            start = time.perf_counter()
-            run()
-            least = min(least, time.perf_counter() - start)
-        return work / least / 1e9
-
-    size, long = 512, torch.ones(1 << 25)  # 128 MiB: past every cache
-    speeds = {}
-    with torch.no_grad():
-        for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-            left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-            speeds[f"{name}_gflops"] = best(lambda left=left, right=right: left @ right, 2.0 * size**3)
-        speeds["read_gb_per_s"] = best(long.sum, float(long.nbytes))
-    return speeds
 
 
 def trainable_parameters(memory: int, precision: str = "float32") -> dict[str, int]:
@@ -143,16 +99,17 @@ def trainable_parameters(memory: int, precision: str = "float32") -> dict[str, i
     return {"full": usable // (16 + copy), "lora": usable // (4 + copy)}
 
 
-def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, Any]:
+def doctor(
+    found: Machine, precision: tuple[str, str], threads: tuple[int, str], measured: dict[str, float] | None = None
+) -> dict[str, Any]:
     """What `danlu doctor` says: `machine`, `derived`, `measured`, `can_train`, `can_train_parameters`, `missing`.
 
-    Plain data; the command line prints it. can_train: a sentence a method, of the numbers in can_train_parameters.
+    Plain data; the command line prints it. precision, threads: what is derived, and why. can_train: a sentence a method, of the numbers in
+    can_train_parameters.
     """
-    precision, precision_why = pick_precision(found)
-    threads, threads_why = pick_threads(found)
     memory = min((gpu.memory_bytes for gpu in found.gpus), default=found.memory_available)
     room = f"{memory / 1e9:.0f} GB " + ("of GPU memory" if found.gpus else "free")
-    fits = trainable_parameters(memory, precision)
+    fits = trainable_parameters(memory, precision[0])
     missing = [f"the package {name} is not installed" for name in _absent(found)]
     if found.compiler is None:
         missing.append("no C++ compiler: torch.compile is off; everything works without it")
@@ -182,10 +139,10 @@ def doctor(found: Machine, speeds: dict[str, float] | None = None) -> dict[str, 
             "here_free_bytes": found.here_free,
         },
         "derived": {
-            "precision": {"value": precision, "reason": precision_why},
-            "threads": {"value": threads, "reason": threads_why},
+            "precision": dict(zip(("value", "reason"), precision, strict=True)),
+            "threads": dict(zip(("value", "reason"), threads, strict=True)),
         },
-        "measured": {name: round(speed, 1) for name, speed in (speeds or {}).items()},
+        "measured": measured or {},
         "can_train": {method: f"models up to {_billions(most)} parameters in {room}" for method, most in fits.items()},
         "can_train_parameters": fits,
         "missing": missing,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danlu.core.errors import UserError
+from danlu.models import kernels
 from danlu.models.dropout import dropout as drop
 
 
@@ -117,6 +118,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, width] -> […, width]"""
+        if fused := kernels.liger(x):
+            return cast(Tensor, fused.liger_rms_norm(x, self.weight, self.epsilon, in_place=False)).to(compute_dtype(x))
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
 
@@ -147,8 +150,14 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-swiglu: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
-"""silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
+_swiglu: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
+    if fused := kernels.liger(gate):
+        return cast(Tensor, fused.liger_swiglu(gate, up))
+    return _swiglu(gate, up)
 
 
 # --------------------------------------------------------------------------------------------------------------- rotary
@@ -249,6 +258,7 @@ class Layout:
 
     positions: int64 [tokens], each token's place in its document.
     last: int64 [documents], the row of each document's last token.
+    ends: int32 [documents + 1], the rows at which documents end, behind a zero.
     """
 
     def __init__(self, lengths: Sequence[int], causal: bool, device: torch.device) -> None:
@@ -261,6 +271,7 @@ class Layout:
         self.positions = (torch.arange(int(ends[-1])) - (ends - counts).repeat_interleave(counts)).to(device)
         self.last = (ends - 1).to(device)
         self.first = (ends - counts).to(device)
+        self.ends = F.pad(ends, (1, 0)).to(device, torch.int32)
         starts, sizes, self.padded = [0] * len(lengths), [0] * len(lengths), 0
         for rectangle in self.rectangles:
             for document in rectangle.members:
@@ -361,8 +372,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float = 0.0
 
     Padding is zeros, its probabilities are exactly 0, and each document has its own rows: another document's tokens can
     change neither a result nor a gradient, not by one bit. The query heads of a group are folded into rows, so that keys
-    and values are never repeated. (On a CPU, PyTorch's fused attention is quick forward but slow backward.)
+    and values are never repeated. (On a CPU, PyTorch's fused attention is quick forward but slow backward; a card uses it.)
     """
+    if kernels.flash(q, dropout):
+        return kernels.attend(q, k, v, layout.ends, max(layout.lengths), layout.causal, window)
     heads, kv, d = q.shape[1], k.shape[1], q.shape[2]
     groups = heads // kv
     buffers = []

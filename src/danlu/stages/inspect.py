@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from danlu.core import config, device
+from danlu.core import calibration, config, device
 from danlu.core.errors import UserError
 from danlu.core.run import HOME, Run, delete, is_run, list_runs, open_run
 from danlu.core.track import read_lines
@@ -128,8 +128,20 @@ def models() -> list[dict[str, Any]]:
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine has, what is missing, and what it can train; half a second of measuring."""
-    found = device.doctor(device.machine(gpus=True), device.probe())
+    """What this machine has, what is missing, and what it can train; a second of measuring, which later runs go by."""
+    machine = device.machine(gpus=True)
+    speed = calibration.calibration(machine, fresh=True)
+    rates = {
+        "float32_gflops": max(speed.threads.values()),
+        "bf16_gflops": speed.bfloat16,
+        "read_gb_per_s": speed.memory,
+    }
+    found = device.doctor(
+        machine,
+        calibration.pick_precision(machine, lambda: speed),
+        calibration.pick_threads(machine, lambda: speed),
+        {name: round(rate, 1) for name, rate in rates.items() if rate is not None},
+    )
     largest = found["can_train_parameters"]
     fits = {
         name: ", ".join(method for method in ("lora", "full") if MODELS.get(name).parameters <= largest[method])

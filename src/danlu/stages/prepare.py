@@ -11,10 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from danlu.core import config, device
+from danlu.core.calibration import calibration, pick_precision, pick_threads
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import Run, find_run
@@ -297,9 +299,11 @@ class Open:
             key: Setting(value, asked.settings[key].origin if key in asked.settings else "default")
             for key, value in config.flat(asked.experiment).items()
         }
-        machine = device.machine()
-        self.fill("precision", *device.pick_precision(machine))
-        self.fill("threads", *device.pick_threads(machine))
+        if self.settings["precision"].value is None or self.settings["threads"].value is None:  # a resume has both
+            machine = device.machine(gpus=True)
+            measured = cache(lambda: calibration(machine))
+            self.fill("precision", *pick_precision(machine, measured))
+            self.fill("threads", *pick_threads(machine, measured))
         if asked.experiment.training.optimizer == "muon":
             self.fill("momentum", 0.95, "Muon's (Jordan 2024)")
         elif asked.experiment.training.optimizer == "sgd":

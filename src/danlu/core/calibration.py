@@ -1,0 +1,171 @@
+"""How fast this machine multiplies, measured once in a second and kept in the cache, and the settings that follow from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from danlu.core.cache import cache_folder, write_json
+from danlu.core.device import Machine
+
+
+SHAPE = (2048, 576, 1536)
+"""A product of a small language model: tokens, width, width of the MLP."""
+WORTH = 1.25
+"""bfloat16 has to be so many times as fast as float32 in products alone: around them it is converted, and it rounds to 8 bits."""
+FORGOTTEN = 600
+"""Seconds after which what was measured on a busy machine does not count."""
+CLEARLY = 1.1
+"""Another number of threads than one a core has to be so many times as fast."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """GFLOP/s of `SHAPE`: in float32 by number of threads, and at the best of them in bfloat16, None where no instruction multiplies it.
+
+    memory: GB/s that are read of it. busy: the load, if it was too high to compare numbers of threads; forgotten after ten minutes.
+    """
+
+    threads: Mapping[int, float]
+    bfloat16: float | None
+    memory: float
+    busy: float | None = None
+
+    def best(self, usual: int) -> int:
+        """The number of threads to take: the usual one, unless another is clearly faster."""
+        if self.busy is not None:
+            return usual
+        fastest = max(self.threads, key=lambda count: self.threads[count])
+        return fastest if self.threads[fastest] > CLEARLY * self.threads[usual] else usual
+
+
+def calibration(found: Machine, fresh: bool = False) -> Calibration:
+    """That of this machine; measured if it is not in the cache, or `fresh`."""
+    usual = allowed_threads() or found.cores
+    place = kept_at(found, usual)
+    if not fresh:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            kept = json.loads(place.read_text("utf-8"))
+            rates = {int(count): _rate(value) for count, value in kept["threads"].items()}
+            bfloat16 = _rate(kept["bfloat16"]) if found.bf16 else None
+            busy = None if kept["busy"] is None else _rate(kept["busy"])
+            if usual in rates and (busy is None or time.time() - place.stat().st_mtime < FORGOTTEN):
+                return Calibration(rates, bfloat16, _rate(kept["memory"]), busy)
+    measured = measure(found, usual)
+    with contextlib.suppress(OSError):  # a cache that cannot be written: measured again next time
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, asdict(measured))
+    return measured
+
+
+def _rate(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(value)
+    return float(value)
+
+
+def kept_at(found: Machine, usual: int) -> Path:
+    """Another processor, torch, or number of usable cores has another place."""
+    named = (1, found.cpu, found.cores, found.bf16, usual, version("torch"))
+    return cache_folder() / "speed" / f"products-{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
+
+
+def allowed_threads() -> int | None:
+    """What OMP_NUM_THREADS says, if it says something."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return int(limit) if limit.isdigit() and int(limit) > 0 else None
+
+
+def measure(found: Machine, usual: int) -> Calibration:
+    """In alternation, each the best of its repetitions: what disturbs a measurement makes it slower, and meets all alike."""
+    import torch
+
+    counts = [usual] if allowed_threads() else sorted({usual, max(1, usual // 2), os.cpu_count() or 1})
+    before, load = torch.get_num_threads(), os.getloadavg()[0]
+    busy = load if load > 0.5 * found.cores else None
+    try:
+        memory, *rates = fastest([_reading(), *(_product(torch.float32, count) for count in counts)])
+        plain = Calibration(dict(zip(counts, rates, strict=True)), None, memory, busy)
+        if not found.bf16:
+            return plain
+        best = plain.best(usual)
+        again, bfloat16 = fastest([_product(torch.float32, best), _product(torch.bfloat16, best)])
+        return Calibration({**plain.threads, best: again}, bfloat16, memory, busy)
+    finally:
+        torch.set_num_threads(before)
+
+
+def fastest(works: Sequence[Callable[[], float]], seconds: float = 0.5) -> list[float]:
+    """The highest rate of each; they take turns, at least five."""
+    rates, end, turns = [0.0] * len(works), time.perf_counter() + seconds, 0
+    while turns < 5 or time.perf_counter() < end:
+        rates = [max(rate, work()) for rate, work in zip(rates, works, strict=True)]
+        turns += 1
+    return rates
+
+
+def _product(dtype: Any, threads: int) -> Callable[[], float]:
+    """A matrix product; returns its GFLOP/s."""
+    import torch
+
+    rows, inner, columns = SHAPE
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
+
+    def run() -> float:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            torch.nn.functional.linear(left[:64], right)  # wakes the threads
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            return 2.0 * rows * inner * columns / (time.perf_counter() - start) / 1e9
+
+    return run
+
+
+def _reading() -> Callable[[], float]:
+    """A sum of 128 MiB, more than most caches hold; returns its GB/s."""
+    import torch
+
+    held = torch.ones(1 << 25)
+
+    def run() -> float:
+        start = time.perf_counter()
+        held.sum()
+        return held.nbytes / (time.perf_counter() - start) / 1e9
+
+    return run
+
+
+def pick_precision(found: Machine, speed: Callable[[], Calibration]) -> tuple[str, str]:
+    """(bfloat16 or float32, why) for the matrix products. speed: asked only where it decides."""
+    if found.gpus and all(gpu.bfloat16 for gpu in found.gpus):
+        return "bfloat16", f"{found.gpus[0].name} multiplies bfloat16"
+    if not found.bf16:
+        return "float32", "the CPU has neither AMX nor AVX-512 for bfloat16, which would be slower"
+    by, measured = "AMX" if found.amx else "AVX-512", speed()
+    fast, plain = measured.bfloat16 or 0.0, max(measured.threads.values())
+    said = f"this CPU's {by} multiplies bfloat16 at {fast:,.0f} GFLOP/s, float32 at {plain:,.0f}"
+    return ("bfloat16" if fast > WORTH * plain else "float32"), said
+
+
+def pick_threads(found: Machine, speed: Callable[[], Calibration]) -> tuple[int, str]:
+    """(threads, why): one for each physical core, since two threads on one core fight for its multipliers, unless another number was
+    clearly faster."""
+    if limit := allowed_threads():
+        return limit, "OMP_NUM_THREADS says so"
+    if found.cores == 1:
+        return 1, "1 physical core usable"
+    measured = speed()
+    said = ", ".join(f"{count}: {rate:,.0f}" for count, rate in sorted(measured.threads.items()))
+    if measured.busy is not None:
+        said += f", at a load of {measured.busy:.1f}, so not compared"
+    return measured.best(found.cores), f"{found.cores} physical cores usable; GFLOP/s by threads, {said}"
