@@ -20,7 +20,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "initializer_range": 0.3,
+    "initializer_range": 0.15,
     "pad_token_id": 0,
 }
 LLAMA3 = {
