@@ -272,7 +272,8 @@ def best(opened: Opened, ids: Sequence[int], candidates: int = 5) -> list[list[d
     tokenizer, device = opened.tokenizer, next(opened.model.parameters()).device
     given = torch.tensor(ids)
     places = (given == tokenizer.specials[tokenizer.named["mask_token"]]).nonzero()[:, 0].to(device)
-    logits = opened.model.logits(opened.model(given.to(device), (len(ids),))[places])
+    with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
+        logits = opened.model.logits(opened.model(given.to(device), (len(ids),))[places])
     chances, tokens = (each.tolist() for each in logits.float().softmax(-1).topk(candidates))
     return [
         [{"token": tokenizer.decode([t]), "probability": round(p, 6)} for p, t in zip(*each, strict=True)]

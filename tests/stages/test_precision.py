@@ -1,0 +1,43 @@
+"""In bfloat16 every kind of run trains, answers and is measured, and learns nearly what it learns in float32."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.stages.killing import chat, corpus, images, texts
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["chat", "chat-full", "texts", "gpt", "bert", "mlp", "vit", "resnet18", "autoencoder", "gan"],
+)
+def test_a_run_in_bfloat16_is_a_whole_run(kind, danlu, chatter, sorter, chat_file, text_file, digits, tmp_path):
+    small = ("steps=20", "validate_every=10", "patience=none", "seed=1")
+    words = {
+        "chat": lambda: chat(chatter, chat_file),
+        "chat-full": lambda: chat(chatter, chat_file, method="full"),
+        "texts": lambda: texts(sorter, text_file),
+        "gpt": lambda: corpus(text_file, "gpt"),
+        "bert": lambda: corpus(text_file, "bert"),
+        "mlp": lambda: images(digits, "mlp"),
+        "vit": lambda: images(digits, "vit", "depth=2"),
+        "resnet18": lambda: images(digits, "resnet18"),
+        "autoencoder": lambda: images(digits, "autoencoder"),
+        "gan": lambda: images(digits, "gan"),
+    }[kind]()
+    words = [word for word in words if word.split("=")[0] not in ("precision", "steps", "validate_every", "patience")]
+    losses = {}
+    for precision in ("bfloat16", "float32"):
+        result = danlu(*words, *small, f"precision={precision}", f"out={precision}")
+        assert result.code == 0, result.err
+        entries = map(json.loads, (tmp_path / precision / "metrics.jsonl").read_text().splitlines())
+        losses[precision] = [line["loss"] for line in entries if "loss" in line]
+    assert danlu("evaluate", "bfloat16", "--json").json["metrics"]
+    if kind in ("chat", "chat-full", "texts", "gpt", "bert"):
+        answered = danlu("predict", "bfloat16", "A [MASK] for images" if kind == "bert" else "a server")
+        assert answered.code == 0 and answered.out.strip(), answered.err
+    if kind != "gan":  # two networks that chase each other
+        a, b = (sum(losses[each]) for each in ("bfloat16", "float32"))
+        near = 0.05 if kind == "resnet18" else 0.01  # which divides by the deviations of sixteen images
+        assert a == pytest.approx(b, rel=near) and losses["bfloat16"] != losses["float32"]
