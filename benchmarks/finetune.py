@@ -25,7 +25,6 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -290,7 +289,7 @@ def peer(work, mode, steps, seed=0, limit=None, measure=False):
         Path(scratch, "job.json").write_text(json.dumps(job))
         began = time.time()
         words = [python, HERE / f"finetune_{mode.program}.py", f"{scratch}/job.json"]
-        _, peak = run(words, limit=limit, HF_HUB_OFFLINE="1")
+        _, peak = run(words, limit=limit, HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
         return Run(began, *json.loads(Path(job["out"]).read_text()).values(), peak)
 
 
@@ -492,7 +491,6 @@ def main(arguments):
         names = list(COMMANDS)
     if not names or set(names) - set(COMMANDS):
         raise SystemExit(__doc__)
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     pairs, steps, mode = int(keys.get("pairs", 5)), int(keys.get("steps", 8)), None
     if "peer" in keys or keys.get("trials") == "no":
         mode = mode_of(keys.get("peer", "float32"))

@@ -18,6 +18,10 @@ TRAINERS = ["torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "trl==1.16.
 """Those who fine-tune. torch is the one danlu is locked to."""
 
 
+OUTSIDE = dict(os.environ)
+"""What commands inherit: not what danlu sets for its own threads, if this is imported first."""
+
+
 class TooSlowError(Exception):
     """A command was ended because its time was up."""
 
@@ -68,7 +72,7 @@ def run(words, quiet=True, limit=None, **environment):
             words,
             stdout=said if quiet else None,
             stderr=subprocess.STDOUT if quiet else None,
-            env={**os.environ, **environment},
+            env={**OUTSIDE, **environment},
         )
         peak = [0]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from peers import OUTSIDE
 
 
 VALIDATION, TEST = 400, 1000
@@ -38,7 +39,7 @@ def command(words, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **environment},
+        env={**OUTSIDE, **environment},
         preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM),  # PR_SET_PDEATHSIG
     )
     if ended.returncode:

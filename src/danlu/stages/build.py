@@ -105,7 +105,10 @@ def class_weights(prepared: Prepared) -> torch.Tensor | None:
 
 
 def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
-    """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing."""
+    """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing.
+
+    A shorter one before it warms up. Where steps are to fill `hours=`, it is timed twice: the machine may be busy with something else.
+    """
     rows, options = prepared.rows["train"], prepared.experiment.training
     count = min(len(rows), number(options.batch_size))
     most = modality(prepared.task).micro_batch(prepared)
@@ -115,8 +118,9 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
     random, remembered = torch.get_rng_state(), built.task.state_dict()
     built.model.train()
-    batch = sample[len(sample) // 2]
-    for _ in range(2):  # the first pass also warms up; the machine may be busy with something else in either
+    measured = sample[len(sample) // 2]
+    shortest = rows.batches(range(count), 1)[0] if hasattr(rows, "lengths") else measured
+    for batch in (shortest, measured, *([measured] if options.hours else [])):
         start = time.perf_counter()
         for name, mine in parameters.items():
             built.task.begin([batch], name, torch.Generator().manual_seed(0))
@@ -129,7 +133,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
                 )
                 held = max(held, device.resident_memory_bytes() - before, kept)
             torch.autograd.grad(sum(loss.sum() for loss in losses.values()), mine, allow_unused=True)
-        seconds = min(seconds, time.perf_counter() - start)
+        seconds = min(seconds, time.perf_counter() - start) if batch is measured else math.inf
     torch.set_rng_state(random)
     built.task.load_state_dict(remembered)
     rate = batch.size / seconds
