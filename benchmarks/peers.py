@@ -18,8 +18,10 @@ TRAINERS = ["torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "trl==1.16.
 """Those who fine-tune. torch is the one danlu is locked to."""
 
 
+if "danlu" in sys.modules:
+    raise ImportError("peers.py has to be imported before danlu, which sets the environment of its own threads")
 OUTSIDE = dict(os.environ)
-"""What commands inherit: not what danlu sets for its own threads, if this is imported first."""
+"""What commands inherit: not what danlu sets for its own threads."""
 
 
 class TooSlowError(Exception):
@@ -85,11 +87,13 @@ def run(words, quiet=True, limit=None, **environment):
         peak = [0]
 
         def watch():
-            highest = 0.0
+            highest = looked = 0.0
             while process.poll() is None:
-                pids = tree(process.pid)
-                if (now := sum(map(resident, pids))) > 1.01 * highest:  # seldom
-                    highest, peak[0] = now, max(peak[0], sum(map(proportional, pids)))
+                pids, now = tree(process.pid), time.monotonic()
+                held = sum(map(resident, pids))
+                if held > 1.01 * highest or now > looked + 3:  # seldom
+                    highest, looked = max(highest, held), now
+                    peak[0] = max(peak[0], sum(map(proportional, pids)))
                 time.sleep(0.2)
 
         watching = threading.Thread(target=watch)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # OpenMP reads this once, when torch is first imported. Threads that wait by spinning take the core from the thread they wait for as
 # soon as anything else runs on the machine: a training step was three times slower beside busy processes. Threads that sleep at once
-# are woken slowly between a step's thousands of products. So they spin for some microseconds, then sleep: of GNU's runtime, 3,000 turns
-# were faster than none on an idle machine and on a busy one. Whoever sets OMP_WAIT_POLICY decides alone.
+# are woken slowly between a step's thousands of products. So they spin briefly, then sleep: of GNU's runtime, 3,000 turns were
+# faster than none on an idle machine and on a busy one (docs/performance.md). Whoever sets OMP_WAIT_POLICY decides alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danlu.models import kernels
-from danlu.models.blocks import Layout, RMSNorm, attend, swiglu
+from danlu.models.blocks import Layout, RMSNorm, attend
 
 
 def on(kind: str, dtype: torch.dtype = torch.bfloat16, d: int = 64) -> Any:
@@ -53,35 +53,56 @@ def test_it_is_asked_for_the_same_attention(causal: bool, window: int | None, mo
     q, k, v = (torch.randn(41, heads, 8, generator=rng, dtype=torch.float64) for heads in (6, 2, 2))
     layout = Layout((7, 1, 33), causal, torch.device("cpu"))
     want = attend(q, k, v, layout, window=window)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", naive)
+    monkeypatch.setattr(kernels, "_varlen", lambda: naive)
     monkeypatch.setattr(kernels, "flash", lambda q, dropout: True)
     torch.testing.assert_close(attend(q, k, v, layout, window=window), want, rtol=1e-10, atol=1e-10)
 
 
-def test_liger_is_taken_on_a_card_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def rms(x: Tensor, weight: Tensor, eps: float, casting_mode: str, in_place: bool = True) -> Tensor:
+    assert casting_mode == "gemma", "float32 until the end"
+    assert not in_place, "the gradient that comes back may be needed elsewhere"
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def test_ligers_norm_is_taken_on_a_card_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.ones(64)
     kernels._installed.cache_clear()
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    assert kernels.liger(on("cuda")) is None
+    assert kernels.rms_norm(on("cuda"), weight, 1e-3) is None
     functional = ModuleType("liger_kernel.transformers.functional")
+    functional.liger_rms_norm = lambda x, *more, **how: x  # type: ignore[attr-defined]
     for module in (ModuleType("liger_kernel"), ModuleType("liger_kernel.transformers"), functional):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     kernels._installed.cache_clear()
-    assert kernels.liger(on("cuda")) is functional
-    assert kernels.liger(on("cpu")) is None and kernels.liger(on("cuda", torch.float64)) is None
+    x = on("cuda")
+    assert kernels.rms_norm(x, weight, 1e-3) is x
+    assert kernels.rms_norm(on("cpu"), weight, 1e-3) is None
+    assert kernels.rms_norm(on("cuda", torch.float64), weight, 1e-3) is None
     kernels._installed.cache_clear()
 
 
-def test_liger_is_asked_for_the_same_norm_and_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_asked_for_the_same_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = torch.Generator().manual_seed(0)
-    norm, x, up = RMSNorm(16, 1e-3), *(torch.randn(5, 16, generator=rng) for _ in range(2))
-    plain = norm(x), swiglu(x, up)
+    norm, x = RMSNorm(16, 1e-3), torch.randn(5, 16, generator=rng)
+    plain, asked = norm(x), kernels.rms_norm
 
-    def rms_norm(x: Tensor, weight: Tensor, eps: float, in_place: bool = True) -> Tensor:
-        assert not in_place, "the gradient that comes back may be needed elsewhere"
-        return F.rms_norm(x, weight.shape, weight, eps)
+    def on_a_card(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
+        card = SimpleNamespace(device=torch.device("cuda"), dtype=x.dtype)
+        monkeypatch.setattr(kernels, "_installed", lambda: SimpleNamespace(liger_rms_norm=lambda _, *a, **b: rms(x, *a, **b)))  # fmt: skip
+        return asked(card, weight, epsilon)  # type: ignore[arg-type]
 
-    fused = SimpleNamespace(liger_rms_norm=rms_norm, liger_swiglu=lambda gate, up: F.silu(gate) * up)
-    monkeypatch.setattr(kernels, "liger", lambda x: fused)
-    torch.testing.assert_close((norm(x), swiglu(x, up)), plain)
+    monkeypatch.setattr(kernels, "rms_norm", on_a_card)
+    torch.testing.assert_close(norm(x), plain)
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(x).dtype == torch.bfloat16
+
+
+def test_a_torch_without_all_that_is_asked_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    kernels._varlen.cache_clear()
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value, is_causal=False: query)
+    assert not kernels.flash(on("cuda"), 0.0)
+    kernels._varlen.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert not kernels.flash(on("cuda"), 0.0)
+    kernels._varlen.cache_clear()

@@ -24,46 +24,48 @@ WORTH = 1.25
 """bfloat16 has to be so many times as fast as float32 in products alone: around them it is converted, and it rounds to 8 bits."""
 FORGOTTEN = 600
 """Seconds after which what was measured on a busy machine does not count."""
+OURS = 0.8
+"""Of the processors' time, what has to be given to a product on them for numbers of threads to be compared."""
 CLEARLY = 1.1
 """Another number of threads than one a core has to be so many times as fast."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """GFLOP/s of `SHAPE`: in float32 by number of threads, and at the best of them in bfloat16, None where no instruction multiplies it.
+    """GFLOP/s of `SHAPE`: in float32 by number of threads, and in bfloat16 at the one to take, None where no instruction multiplies it.
 
-    memory: GB/s that are read of it. busy: the load, if it was too high to compare numbers of threads; forgotten after ten minutes.
+    busy: other work took so much of the processor's time that numbers of threads could not be compared; forgotten after ten minutes.
     """
 
     threads: Mapping[int, float]
     bfloat16: float | None
-    memory: float
-    busy: float | None = None
+    busy: bool = False
 
     def best(self, usual: int) -> int:
         """The number of threads to take: the usual one, unless another is clearly faster."""
-        if self.busy is not None:
+        if self.busy:
             return usual
         fastest = max(self.threads, key=lambda count: self.threads[count])
         return fastest if self.threads[fastest] > CLEARLY * self.threads[usual] else usual
 
 
 def calibration(found: Machine, fresh: bool = False) -> Calibration:
-    """That of this machine; measured if it is not in the cache, or `fresh`."""
+    """That of this machine; measured if it is not in the cache, or `fresh`. What was measured at rest stays beside what was not."""
     usual = allowed_threads() or found.cores
-    place = kept_at(found, usual)
-    if not fresh:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            kept = json.loads(place.read_text("utf-8"))
-            rates = {int(count): _rate(value) for count, value in kept["threads"].items()}
-            bfloat16 = _rate(kept["bfloat16"]) if found.bf16 else None
-            busy = None if kept["busy"] is None else _rate(kept["busy"])
-            if usual in rates and (busy is None or time.time() - place.stat().st_mtime < FORGOTTEN):
-                return Calibration(rates, bfloat16, _rate(kept["memory"]), busy)
+    place, known = kept_at(found, usual), None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads(place.read_text("utf-8"))
+        rates = {int(count): _rate(value) for count, value in kept["threads"].items()}
+        bfloat16 = _rate(kept["bfloat16"]) if found.bf16 else None
+        if usual in rates and (not kept["busy"] or time.time() - place.stat().st_mtime < FORGOTTEN):
+            known = Calibration(rates, bfloat16, bool(kept["busy"]))
+    if known is not None and not fresh:
+        return known
     measured = measure(found, usual)
-    with contextlib.suppress(OSError):  # a cache that cannot be written: measured again next time
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, asdict(measured))
+    if known is None or known.busy or not measured.busy:
+        with contextlib.suppress(OSError):  # a cache that cannot be written: measured again next time
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(place, asdict(measured))
     return measured
 
 
@@ -75,31 +77,33 @@ def _rate(value: Any) -> float:
 
 def kept_at(found: Machine, usual: int) -> Path:
     """Another processor, torch, or number of usable cores has another place."""
-    named = (1, found.cpu, found.cores, found.bf16, usual, version("torch"))
+    named = (2, found.cpu, found.cores, found.bf16, usual, version("torch"))
     return cache_folder() / "speed" / f"products-{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
 
 
 def allowed_threads() -> int | None:
     """What OMP_NUM_THREADS says, if it says something."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) > 0 else None
+    return int(limit) if limit.isdecimal() and int(limit) > 0 else None
 
 
 def measure(found: Machine, usual: int) -> Calibration:
-    """In alternation, each the best of its repetitions: what disturbs a measurement makes it slower, and meets all alike."""
+    """In alternation, each the best of its repetitions: what disturbs a measurement makes it slower, and meets all alike.
+
+    Compared with one thread a physical core are half as many; more than cores only fight for their multipliers.
+    """
     import torch
 
-    counts = [usual] if allowed_threads() else sorted({usual, max(1, usual // 2), os.cpu_count() or 1})
-    before, load = torch.get_num_threads(), os.getloadavg()[0]
-    busy = load if load > 0.5 * found.cores else None
+    counts = [usual] if allowed_threads() else sorted({usual, max(1, usual // 2)})
+    before, shares = torch.get_num_threads(), list[float]()
     try:
-        memory, *rates = fastest([_reading(), *(_product(torch.float32, count) for count in counts)])
-        plain = Calibration(dict(zip(counts, rates, strict=True)), None, memory, busy)
+        rates = dict(zip(counts, fastest([_product(torch.float32, count, shares) for count in counts]), strict=True))
+        plain = Calibration(rates, None, busy=max(shares) < OURS)
         if not found.bf16:
             return plain
         best = plain.best(usual)
-        again, bfloat16 = fastest([_product(torch.float32, best), _product(torch.bfloat16, best)])
-        return Calibration({**plain.threads, best: again}, bfloat16, memory, busy)
+        again, bfloat16 = fastest([_product(dtype, best, shares) for dtype in (torch.float32, torch.bfloat16)])
+        return Calibration({**rates, best: max(again, rates[best])}, bfloat16, plain.busy)
     finally:
         torch.set_num_threads(before)
 
@@ -113,8 +117,8 @@ def fastest(works: Sequence[Callable[[], float]], seconds: float = 0.5) -> list[
     return rates
 
 
-def _product(dtype: Any, threads: int) -> Callable[[], float]:
-    """A matrix product; returns its GFLOP/s."""
+def _product(dtype: Any, threads: int, shares: list[float]) -> Callable[[], float]:
+    """A matrix product; returns its GFLOP/s. shares: of the time of so many processors, what it was given."""
     import torch
 
     rows, inner, columns = SHAPE
@@ -124,35 +128,38 @@ def _product(dtype: Any, threads: int) -> Callable[[], float]:
         torch.set_num_threads(threads)
         with torch.no_grad():
             torch.nn.functional.linear(left[:64], right)  # wakes the threads
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             torch.nn.functional.linear(left, right)
-            return 2.0 * rows * inner * columns / (time.perf_counter() - start) / 1e9
+            took = time.perf_counter() - start
+        shares.append((time.process_time() - used) / took / threads)
+        return 2.0 * rows * inner * columns / took / 1e9
 
     return run
 
 
-def _reading() -> Callable[[], float]:
-    """A sum of 128 MiB, more than most caches hold; returns its GB/s."""
+def reading() -> float:
+    """GB/s at which memory is read: sums of 128 MiB, more than most caches hold."""
     import torch
 
-    held = torch.ones(1 << 25)
-
-    def run() -> float:
+    held, least = torch.ones(1 << 25), math.inf
+    for _ in range(5):
         start = time.perf_counter()
         held.sum()
-        return held.nbytes / (time.perf_counter() - start) / 1e9
-
-    return run
+        least = min(least, time.perf_counter() - start)
+    return held.nbytes / least / 1e9
 
 
 def pick_precision(found: Machine, speed: Callable[[], Calibration]) -> tuple[str, str]:
-    """(bfloat16 or float32, why) for the matrix products. speed: asked only where it decides."""
-    if found.gpus and all(gpu.bfloat16 for gpu in found.gpus):
+    """(bfloat16 or float32, why) for the matrix products. speed: asked only where it decides. A card is believed, a processor measured."""
+    if found.gpus:
+        slower = [gpu.name for gpu in found.gpus if not gpu.bfloat16]
+        if slower:
+            return "float32", f"{slower[0]} does not multiply bfloat16"
         return "bfloat16", f"{found.gpus[0].name} multiplies bfloat16"
     if not found.bf16:
         return "float32", "the CPU has neither AMX nor AVX-512 for bfloat16, which would be slower"
     by, measured = "AMX" if found.amx else "AVX-512", speed()
-    fast, plain = measured.bfloat16 or 0.0, max(measured.threads.values())
+    fast, plain = measured.bfloat16 or 0.0, measured.threads[measured.best(allowed_threads() or found.cores)]
     said = f"this CPU's {by} multiplies bfloat16 at {fast:,.0f} GFLOP/s, float32 at {plain:,.0f}"
     return ("bfloat16" if fast > WORTH * plain else "float32"), said
 
@@ -166,6 +173,6 @@ def pick_threads(found: Machine, speed: Callable[[], Calibration]) -> tuple[int,
         return 1, "1 physical core usable"
     measured = speed()
     said = ", ".join(f"{count}: {rate:,.0f}" for count, rate in sorted(measured.threads.items()))
-    if measured.busy is not None:
-        said += f", at a load of {measured.busy:.1f}, so not compared"
+    if measured.busy:
+        said += ", beside other work, so not compared"
     return measured.best(found.cores), f"{found.cores} physical cores usable; GFLOP/s by threads, {said}"

@@ -23,6 +23,8 @@ from danlu.core.types import IMAGE_TASKS
 
 FORMAT = 1
 HOME = Path("runs")
+WRITTEN = ("checkpoints", "data", "model", "samples")
+"""Folders of a run in which single files and folders come into being."""
 RESTORE = "restore it from a copy of the run"
 
 _NUMBER, _TEXT, _SOME = (float, None), (str, None), (range(1, 10**15), None)
@@ -193,8 +195,9 @@ class Run:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            for left in (*self.path.glob(".building-*"), *self.path.glob("*/.building-*")):  # of a killed process
-                remove(left)
+            for place in (self.path, *(self.path / name for name in WRITTEN if not (self.path / name).is_symlink())):
+                for left in place.glob(".building-*"):  # of a killed process
+                    remove(left)
             yield
 
 

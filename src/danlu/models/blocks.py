@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, width] -> […, width]"""
-        if fused := kernels.liger(x):
-            return cast(Tensor, fused.liger_rms_norm(x, self.weight, self.epsilon, in_place=False)).to(compute_dtype(x))
+        fused = kernels.rms_norm(x, self.weight, self.epsilon)
+        if fused is not None:
+            return fused.to(compute_dtype(x))
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
 
@@ -150,14 +151,8 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-_swiglu: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
-    if fused := kernels.liger(gate):
-        return cast(Tensor, fused.liger_swiglu(gate, up))
-    return _swiglu(gate, up)
+swiglu: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
+"""silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
 
 
 # --------------------------------------------------------------------------------------------------------------- rotary

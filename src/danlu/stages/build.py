@@ -119,7 +119,9 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     random, remembered = torch.get_rng_state(), built.task.state_dict()
     built.model.train()
     measured = sample[len(sample) // 2]
-    shortest = rows.batches(range(count), 1)[0] if hasattr(rows, "lengths") else measured
+    shortest = measured
+    if hasattr(rows, "lengths"):
+        shortest = rows.batches([int(rows.lengths[:count].argmin())], 1)[0]
     for batch in (shortest, measured, *([measured] if options.hours else [])):
         start = time.perf_counter()
         for name, mine in parameters.items():
@@ -136,13 +138,13 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         seconds = min(seconds, time.perf_counter() - start) if batch is measured else math.inf
     torch.set_rng_state(random)
     built.task.load_state_dict(remembered)
-    rate = batch.size / seconds
+    rate = measured.size / seconds
     trained = sum(parameter.numel() for mine in parameters.values() for parameter in mine)
     per_step = rows.size / prepared.steps_per_epoch
     adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
     final = trained if adapted else sum(parameter.numel() for parameter in built.model.parameters())
     return {
-        f"{batch.unit}_per_second": rate,
+        f"{measured.unit}_per_second": rate,
         "seconds_per_step": per_step / rate,
         "seconds_per_validation": sum(each.size for each in validation(prepared)) / rate / 3,
         "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after

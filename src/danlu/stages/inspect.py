@@ -134,7 +134,7 @@ def doctor() -> dict[str, Any]:
     rates = {
         "float32_gflops": max(speed.threads.values()),
         "bf16_gflops": speed.bfloat16,
-        "read_gb_per_s": speed.memory,
+        "read_gb_per_s": calibration.reading(),
     }
     found = device.doctor(
         machine,
