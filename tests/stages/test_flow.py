@@ -319,6 +319,13 @@ def test_the_same_command_again(danlu, sorter, text_file, text_run):
     assert danlu("predict", run, "a").code == 2
 
 
+def test_the_doctor_measures_what_it_says(danlu):
+    found = danlu("doctor", "--json").json
+    measured = found["measured"]
+    asked = {"float32_gflops", "read_gb_per_s"} | ({"bf16_gflops"} if found["machine"]["bf16"] else set())
+    assert measured.keys() == asked and all(rate > 0 for rate in measured.values())
+
+
 @pytest.mark.parametrize("command", ["models", "recipes", "doctor", "runs"])
 def test_every_list_is_readable_and_json(danlu, command):
     assert danlu(command, "--json").json is not None
