@@ -1109,7 +1109,7 @@ class Adapted:
         self.model: Any = nn.Sequential(nn.Linear(inputs, outputs)).double()
         self.W, self.b = plain(self.model[0].weight).copy(), plain(self.model[0].bias).copy()
         add_lora(self.model, ModelOptions(rank=3, alpha=7.0), seed=0)
-        self.A, self.B = (getattr(self.model[0], name)["default"].weight for name in ("lora_A", "lora_B"))
+        self.A, self.B = (getattr(self.model[0], name).weight for name in ("lora_A", "lora_B"))
 
     def trained(self) -> tuple[np.ndarray, np.ndarray]:
         """A and B, after B has moved away from 0."""

@@ -8,19 +8,34 @@ run.evaluate(); run.predict(["Hello"]); run.report()
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
     from danlu.api import Run, corpus, finetune, open, preflight, pretrain  # noqa: A004
 
-# OpenMP reads this once, when torch is first imported. Threads that wait by spinning take the core from the thread they wait for as
-# soon as anything else runs on the machine: a training step was three times slower beside busy processes. Threads that sleep at once
-# are woken slowly between a step's thousands of products. So they spin briefly, then sleep: of GNU's runtime, 3,000 turns were
-# faster than none on an idle machine and on a busy one (docs/performance.md). Whoever sets OMP_WAIT_POLICY decides alone.
+
+def at_rest() -> bool:
+    """Whether nothing else computes on this machine: five looks within some milliseconds, at one of which no other task wanted to run."""
+    try:
+        for look in range(5):
+            time.sleep(0.001 * (look > 0))
+            with open("/proc/loadavg", encoding="ascii") as load:  # "0.20 0.18 0.12 1/80 11206": tasks that want to run / tasks
+                if int(load.read().split()[3].split("/")[0]) <= 1:  # this one
+                    return True
+    except (OSError, ValueError, IndexError):  # not Linux
+        pass
+    return False
+
+
+# OpenMP reads this once, when torch is first imported. Threads that wait by spinning are there at once for the next of a step's
+# thousands of products, but as soon as anything else runs they take the core from the thread they wait for. So on a machine at rest
+# they spin as GNU's runtime has it (300,000 turns), and beside other work they sleep after 3,000 (docs/performance.md says what each is
+# worth). No result depends on it. Whoever sets OMP_WAIT_POLICY decides alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "300000" if at_rest() else "3000")
 
 __all__ = ["Run", "corpus", "finetune", "open", "preflight", "pretrain"]
 

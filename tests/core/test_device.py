@@ -62,9 +62,9 @@ def test_what_fits_follows_from_memory() -> None:
 
 
 def test_the_doctor_names_what_is_missing(found: Machine) -> None:
-    poor = replace(found, compiler=None, cache_free=1 << 20, versions=found.versions | {"peft": None})
+    poor = replace(found, compiler=None, cache_free=1 << 20, versions=found.versions | {"pyarrow": None})
     missing = doctor(poor, ("float32", "slower"), (1, "one"))["missing"]
-    for words in ("no C++ compiler", "set DANLU_CACHE", "the package peft"):
+    for words in ("no C++ compiler", "set DANLU_CACHE", "the package pyarrow"):
         assert any(words in line for line in missing), words
     derived = doctor(found, ("float32", "slower"), (3, "three"))["derived"]
     assert derived == {

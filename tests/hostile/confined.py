@@ -86,7 +86,6 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     # Everything that a command may need, so that neither its time nor what the hook sees is that of an import.
-    import peft  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch
     import torch.utils.tensorboard

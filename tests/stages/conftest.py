@@ -250,7 +250,7 @@ def spawn():
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["danlu.stages.train", "danlu.recipes.text", "peft", "tensorboard.summary.writer.record_writer"]
+        ["danlu.stages.train", "danlu.recipes.text", "tensorboard.summary.writer.record_writer"]
     )
 
     def start(arguments: list[str], folder: Path, output: str = "said.txt") -> Any:

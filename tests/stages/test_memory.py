@@ -101,7 +101,7 @@ def test_a_row_that_is_too_long_for_half_says_so(danlu, sorter, text_file, kille
 LIMITED = """
 import resource, sys
 from pathlib import Path
-import torch, peft, torch.utils.tensorboard
+import torch, torch.utils.tensorboard
 from danlu.training import fit
 from danlu.cli import main
 update = fit.update

@@ -16,7 +16,7 @@ from typing import Any
 from danlu.core.cache import cache_folder, entries
 
 
-PACKAGES = ("danlu", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow", "scikit-learn")
+PACKAGES = ("danlu", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "scikit-learn")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from danlu.core.errors import UserError
@@ -74,6 +76,43 @@ def check_lengths(ids: Tensor, lengths: Sequence[int], context: int) -> None:
         )
 
 
+def again(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """`y`, which `make` makes again with few operations: matrix products keep `make` for their backward pass in its place (`forgetting`).
+
+    What `make` reads must not be changed in place before the backward pass.
+    """
+    if torch.is_grad_enabled():
+        y.again = make  # type: ignore[attr-defined]
+    return y
+
+
+def forgetting(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, `x` is not kept for the backward pass if it can be made `again`; there it is made once for all that ask for it."""
+    make, place, shape = getattr(x, "again", None), x.data_ptr(), x.shape
+    if make is None:
+        return nullcontext()
+    kept = asked = 0
+    made: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        nonlocal kept
+        if tensor.data_ptr() != place or tensor.shape != shape:
+            return tensor
+        kept += 1
+        return None
+
+    def unpack(tensor: Tensor | None) -> Tensor:
+        nonlocal asked
+        if tensor is not None:
+            return tensor
+        asked += 1
+        if not made:
+            made.append(make())
+        return made.pop() if asked % kept == 0 else made[0]  # the last one to ask takes it along
+
+    return saved_tensors_hooks(pack, unpack)
+
+
 # ---------------------------------------------------------------------------------------------------------------- norms
 
 
@@ -121,7 +160,9 @@ class RMSNorm(nn.Module):
         fused = kernels.rms_norm(x, self.weight, self.epsilon)
         if fused is not None:
             return fused.to(compute_dtype(x))
-        return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
+        given = self.weight, self.epsilon, compute_dtype(x)
+        kept, weight = x.detach(), self.weight.detach()
+        return again(rms_norm(x, *given), lambda: rms_norm(kept, weight, *given[1:]))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -151,8 +192,10 @@ class _SwiGLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
-swiglu: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
-"""silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
+    kept = gate.detach(), up.detach()
+    return again(_SwiGLU.apply(gate, up), lambda: F.silu(kept[0]).mul_(kept[1]))
 
 
 # --------------------------------------------------------------------------------------------------------------- rotary

@@ -10,18 +10,23 @@ from torch import Tensor
 
 CHUNK = 256
 """Rows of logits held at a time: 25 MB in bfloat16 at a vocabulary of 49,152."""
+KEPT = 1 << 24
+"""Of at most so many logits, the slopes are kept for the backward pass (64 MB in float32) where the output matrix is trained."""
 
 
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float, dtype: torch.dtype, learns: bool
     ) -> Tensor:
-        """With a frozen output matrix the gradient is made here, while a chunk's logits are still at hand."""
+        """The slopes are made here, while a chunk's logits are still at hand: those of `hidden` where the output matrix is frozen, those
+        of the logits where it is trained and they are not too many to keep."""
         matrix = weight.to(dtype)
-        eager = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        wants_hidden, wants_weight = (learns and wanted for wanted in ctx.needs_input_grad[:2])
+        made = wants_hidden and not wants_weight
+        keeps = wants_weight and len(targets) * len(weight) <= KEPT
         losses = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        slopes = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if eager else None
+        slopes = matrix.new_empty(hidden.shape if made else (len(targets), len(weight))) if made or keeps else None
         for span in chunks(len(targets)):
             logits = hidden[span].to(dtype) @ matrix.T
             inner = logits.to(losses.dtype)
@@ -31,29 +36,34 @@ class _TokenLoss(torch.autograd.Function):
             if smoothing:
                 losses[span] -= smoothing * inner.mean(-1)
             if slopes is not None:
-                slopes[span] = slope(inner, normal, targets[span], smoothing).to(dtype) @ matrix
-        ctx.smoothing, ctx.dtype = smoothing, dtype
-        ctx.save_for_backward(hidden, weight, targets, *([slopes] if slopes is not None else []))
+                part = slope(inner, normal, targets[span], smoothing).to(dtype)
+                slopes[span] = part @ matrix if made else part
+        ctx.smoothing, ctx.dtype, ctx.made = smoothing, dtype, made
+        ctx.save_for_backward(hidden, weight, targets, slopes)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, targets, *kept = ctx.saved_tensors
-        if kept:
-            return (kept[0] * grad[:, None]).to(hidden.dtype), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, slopes = ctx.saved_tensors
+        if ctx.made:
+            return (slopes * grad[:, None]).to(hidden.dtype), *[None] * 5
         matrix = weight.to(ctx.dtype)
         dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         dweight = torch.zeros(
             weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
         )
-        for span in chunks(len(targets)):
+        for span in chunks(len(targets)) if slopes is None else [slice(None)]:
             rows = hidden[span].to(ctx.dtype)
-            inner = (rows @ matrix.T).to(grad.dtype)
-            part = (slope(inner, inner.logsumexp(-1), targets[span], ctx.smoothing) * grad[span, None]).to(ctx.dtype)
+            if slopes is None:
+                inner = (rows @ matrix.T).to(grad.dtype)
+                part = slope(inner, inner.logsumexp(-1), targets[span], ctx.smoothing)
+            else:
+                part = slopes
+            part = (part * grad[span, None]).to(ctx.dtype)
             if dhidden is not None:
                 dhidden[span] = (part @ matrix).to(hidden.dtype)
             dweight += part.T @ rows
-        return dhidden, dweight.to(weight.dtype), None, None, None
+        return dhidden, dweight.to(weight.dtype), *[None] * 4
 
 
 def slope(logits: Tensor, normal: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -80,4 +90,5 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: flo
     autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
     with torch.autocast(kind, enabled=False):
-        return cast(Tensor, _TokenLoss.apply(hidden, weight, targets, smoothing, dtype))  # type: ignore[no-untyped-call]
+        learns = torch.is_grad_enabled()
+        return cast(Tensor, _TokenLoss.apply(hidden, weight, targets, smoothing, dtype, learns))  # type: ignore[no-untyped-call]

@@ -1,52 +1,67 @@
-"""Linear layers of one input, together with their adapters."""
+"""Linear layers of one input, together with their adapters: LoRA as it is read, and as it is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from danlu.models.blocks import compute_dtype
+from danlu.models.blocks import compute_dtype, forgetting
+from danlu.models.dropout import dropout as drop
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A frozen layer with a LoRA adapter, y = W x + b + s B A x: what `_Adapted` needs of it."""
+class LoRA(nn.Module):
+    """A frozen linear layer with a trained product of two small matrices beside it (Hu et al. 2021): W x + b + (alpha / rank) B A x.
 
-    weight: Tensor
-    bias: Tensor | None
-    down: Tensor
-    up: Tensor
-    scale: float
+    Weights are called as in PEFT's files: base_layer.weight, lora_A.weight [rank, inputs], lora_B.weight [outputs, rank]; B is zero at first.
+    """
 
-    @classmethod
-    def of(cls, layer: nn.Module) -> Adapted | None:
-        """What `layer` is, if it is a layer of PEFT's that `project` computes itself; None leaves it to PEFT.
+    def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        """dropout: share of the adapter's input that is set to zero in training."""
+        super().__init__()
+        self.rank, self.alpha, self.dropout, self.enabled = rank, alpha, dropout, True
+        weight = base_layer.weight
+        kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **kind)  # drawn as PEFT draws it
+        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **kind)
+        nn.init.zeros_(self.lora_B.weight)
 
-        PEFT computes what changes the formula (dropout of the adapter's input, DoRA, several adapters, an adapter switched off or merged)
-        and what must be seen from outside (hooks on the layer or inside it, base weights that are trained too).
-        """
-        name, base = "default", getattr(layer, "base_layer", None)
-        if type(base) is not nn.Linear:
-            return None
-        from peft.tuners.lora import Linear  # it made the layer, so this costs nothing
+    @property
+    def scale(self) -> float:
+        """Of the adapter's product."""
+        return self.alpha / self.rank
 
-        if type(layer) is not Linear or layer.active_adapters != [name]:
-            return None
-        if layer.disable_adapters or layer.merged or layer.lora_variant:
-            return None
-        found: Any = layer
-        down, up, dropout = found.lora_A[name], found.lora_B[name], found.lora_dropout[name]
-        trained = [p for p in base.parameters() if p.requires_grad]
-        drops = not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0 and layer.training
-        biased = down.bias is not None or up.bias is not None
-        if trained or drops or biased or any(map(watched, (layer, base, down, up, dropout))):
-            return None
-        return cls(base.weight, base.bias, down.weight, up.weight, float(found.scaling[name]))
+    @property
+    def weight(self) -> Tensor:
+        """The frozen one: an architecture may ask its layers for its type."""
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, inputs] -> […, outputs]"""
+        y = self.base_layer(x)
+        if not self.enabled:
+            return cast(Tensor, y)
+        x = x.to(self.lora_A.weight.dtype)
+        if self.training and self.dropout:
+            x = drop(x, self.dropout)
+        return cast(Tensor, y + (self.scale * self.lora_B(self.lora_A(x))).to(y.dtype))
+
+    def added(self) -> Tensor:
+        """(alpha / rank) B A, float32 or wider [outputs, inputs]: what the adapter adds to W."""
+        return self.scale * (self.lora_B.weight @ self.lora_A.weight)
+
+    @property
+    def plain(self) -> bool:
+        """Whether `project` may compute it: nothing changes the formula, and nothing is to be seen from outside."""
+        inside = (self, self.base_layer, self.lora_A, self.lora_B)
+        kinds = [type(each) for each in inside] == [LoRA, nn.Linear, nn.Linear, nn.Linear]
+        drops = self.training and self.dropout > 0
+        trained = any(parameter.requires_grad for parameter in self.base_layer.parameters())
+        return kinds and self.enabled and not drops and not trained and not any(map(watched, inside))
 
 
 def watched(module: nn.Module) -> bool:
@@ -104,11 +119,13 @@ def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
 
     Under LoRA the input's gradient, the adapters' products and their sums with the frozen ones are made in place (`_Adapted`).
     """
-    adapted = [each for each in map(Adapted.of, layers) if each is not None]
-    converted = torch.is_autocast_enabled(x.device.type)  # without it PEFT converts in between, or refuses
-    alike = converted or all(each.down.dtype == each.weight.dtype == x.dtype for each in adapted)
-    if len(adapted) < len(layers) or x.ndim != 2 or not alike:
-        return tuple(layer(x) for layer in layers)
-    tensors = [tensor for each in adapted for tensor in (each.weight, each.bias, each.down, each.up)]
-    result = _Adapted.apply(x, compute_dtype(x), [each.scale for each in adapted], *tensors)  # type: ignore[no-untyped-call]
+    adapted = [layer for layer in layers if isinstance(layer, LoRA) and layer.plain]
+    weights = [(each.base_layer.weight, each.base_layer.bias, each.lora_A.weight, each.lora_B.weight) for each in adapted]
+    converted = torch.is_autocast_enabled(x.device.type)
+    alike = converted or all(down.dtype == weight.dtype == x.dtype for weight, _, down, _ in weights)
+    with forgetting(x):
+        if len(adapted) < len(layers) or x.ndim != 2 or not alike:
+            return tuple(layer(x) for layer in layers)
+        tensors = [tensor for four in weights for tensor in four]
+        result = _Adapted.apply(x, compute_dtype(x), [each.scale for each in adapted], *tensors)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, ...], result)

@@ -1,4 +1,4 @@
-"""Adapters: small trained weights beside frozen ones, through PEFT and in its layout."""
+"""Adapters: small trained weights beside frozen ones, in PEFT's layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from danlu.core.errors import UserError
+from danlu.models.linear import LoRA
 from danlu.models.options import ModelOptions
 from danlu.models.pretrained import ADAPTED, read_json
 from danlu.surgery.freeze import head_of, matches
@@ -33,8 +34,6 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
     Raises:
         UserError: `lora_targets` names no linear layer of this model, or `rank` is wider than all it names.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     body = [name for name in linear if not matches(f"{name}.weight", "head")]
     wanted = options.lora_targets
@@ -55,16 +54,10 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
             f"give a rank of at most {widest}; 4 to 64 is usual",
         )
     heads = {name: p for name, p in model.named_parameters() if matches(name, "head")}
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=targets,
-        bias="none",
-    )
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    inject_adapter_in_model(config, model)
+    for name in targets:
+        replace(model, name, LoRA(model.get_submodule(name), options.rank, options.alpha, options.lora_dropout))  # type: ignore[arg-type]
     torch.set_rng_state(state)
     classifier = getattr(model, "task", "") == "classification"
     for name, parameter in model.named_parameters():
@@ -72,42 +65,43 @@ def add_lora(model: torch.nn.Module, options: ModelOptions, seed: int) -> torch.
     return model
 
 
-def layers(model: torch.nn.Module) -> dict[str, Any]:
+def replace(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`; it trains if the other did."""
+    parent, _, leaf = name.rpartition(".")
+    module.train(model.get_submodule(name).training)
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def layers(model: torch.nn.Module) -> dict[str, LoRA]:
     """The adapted layers by name; empty for a model without an adapter."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRA)}
 
 
 @contextlib.contextmanager
 def switched_off(model: torch.nn.Module) -> Iterator[None]:
-    """The base model as it was, inside; what is trained stays as it was, which PEFT alone would not see to."""
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for layer in layers(model).values():
-        layer.enable_adapters(False)
+    """The base model as it was, inside."""
+    found = layers(model).values()
+    for layer in found:
+        layer.enabled = False
     try:
         yield
     finally:
-        for layer in layers(model).values():
-            layer.enable_adapters(True)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained[name])
+        for layer in found:
+            layer.enabled = True
 
 
 def merge(model: torch.nn.Module) -> torch.nn.Module:
     """W + (alpha / rank) B A in place of both, in float32; the model has plain layers again."""
     for name, layer in layers(model).items():
-        base = layer.get_base_layer()
-        with torch.no_grad():
-            base.weight.data = base.weight.data.float() + layer.get_delta_weight("default").float()
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, base)
-    if hasattr(model, "peft_config"):  # PEFT's mark that the model has an adapter
-        del model.peft_config
+        base = layer.base_layer
+        base.weight.data = base.weight.data.float() + layer.added().detach().float()
+        replace(model, name, base)
     return model
 
 
 def plain_name(name: str) -> str:
     """A weight's Hugging Face name, without what the adapter puts into it."""
-    return name.replace(".base_layer.", ".").replace(".default.", ".")
+    return name.replace(".base_layer.", ".")
 
 
 def short_names(model: torch.nn.Module, targets: list[str]) -> list[str]:
@@ -143,9 +137,9 @@ def save(model: torch.nn.Module, folder: Path, base: dict[str, Any]) -> None:
         "task_type": "SEQ_CLS" if classifier else "CAUSAL_LM",
         "base_model_name_or_path": base["name"],
         "revision": None,
-        "r": first.r["default"],
-        "lora_alpha": first.lora_alpha["default"],
-        "lora_dropout": getattr(first.lora_dropout["default"], "p", 0.0),
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": first.dropout,
         "target_modules": short_names(model, list(found)),
         "modules_to_save": heads or None,
         "bias": "none",
