@@ -220,7 +220,7 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def danlu(work, steps, seed=0, **more):
+def danlu(work, steps, seed=0, environment=None, **more):
     """A run of `danlu finetune`, read from what it wrote: metrics, and the clock from its TensorBoard events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -248,7 +248,7 @@ def danlu(work, steps, seed=0, **more):
         settings |= {"answers": 0} if work.chat else {"baselines": "no"}
         words = [f"{key}={value}" for key, value in (settings | more).items()]
         began = time.time()
-        _, peak = run([*DANLU, "chat" if work.chat else "text-classification", *words])
+        _, peak = run([*DANLU, "chat" if work.chat else "text-classification", *words], **(environment or {}))
         events = EventAccumulator(f"{scratch}/run/events").Reload().Scalars("timing/seconds")
         lines = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
         figures = [line for line in lines if "tokens" in line]
@@ -473,6 +473,12 @@ def options(work, pairs, steps):
     print(f"\noptions: {work.name}, {work.batch} rows a step; rate over that with the defaults", flush=True)
     variants = [{"threads": 1}, *({"micro_batch_tokens": size} for size in (128, 512, 1024, 4096))]
     variants += [{"precision": each} for each in ("float32", "bfloat16")]
+    waits = (
+        {"OMP_WAIT_POLICY": "PASSIVE"},
+        {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"},
+        {"OMP_WAIT_POLICY": "ACTIVE"},
+    )
+    variants += [{"environment": each} for each in waits]  # of threads: asleep at once, after a while, never
     for variant in variants:
         rows = [(danlu(work, steps), danlu(work, steps, **variant)) for _ in range(pairs)]
         ratio = statistics.median(b.rate / a.rate for a, b in rows)

@@ -13,7 +13,7 @@
 Candidates are settings of (vocabulary, depth, tokens in an update, learning rate): each of the four is spread evenly over its range and shuffled
 with the seed, and all sides are given the same list. Layers are 64 * depth wide with heads of 64. The best of the trials, by bits per byte of
 the validation documents, is trained for the whole time and measured on the test documents. The learning rate of each side comes to its end with
-the time: danlu's by its plan, the peers' by the clock. danlu's clock runs from its first update, with validations and checkpoints; the peers'
+the time: danlu's by its plan, the peers' by the clock. danlu's clock runs from its first update, with validations (of 64 documents) and checkpoints; the peers'
 only from the second, so that compiling is free for them. Tokenizers are learned, and text is tokenized, before any clock runs.
 
 Bits per byte: nats of all tokens of a held-out document, the end among them, each document read from its beginning mark alone in pieces of
@@ -138,7 +138,7 @@ def our_settings(job, files, out):
         "data": files["train"], "validation": files["validation"], "test_share": 0, "near": 0, "depth": job["depth"],
         "tokenizer": tokenizer(files, job["vocabulary"], out), "max_tokens": job["context"],
         "batch_size": job["batch"] // job["context"], "learning_rate": job["learning_rate"],
-        "precision": job["precision"], "threads": job["threads"], "baselines": "false",
+        "precision": job["precision"], "threads": job["threads"], "baselines": "false", "validation_rows": 64,
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import danlu
 from danlu.core.config import leaves
 from danlu.experiment import Experiment
 
@@ -114,6 +116,30 @@ def test_help_imports_nothing_heavy() -> None:
         "pandas",
         "tensorboard",
     }
+
+
+@pytest.mark.parametrize(("running", "expected"), [("1/80", True), ("0/80", True), ("2/80", False), ("nothing", False)])
+def test_threads_wait_as_the_machines_load_says(running: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "load").write_text(f"0.20 0.18 0.12 {running} 11206\n")
+    assert danlu.at_rest(str(tmp_path / "load")) is expected
+    assert not danlu.at_rest(str(tmp_path / "no such file"))
+
+
+def test_whoever_says_how_threads_wait_decides() -> None:
+    code = "import os, danlu; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    several = {"WORLD_SIZE": "2"}  # whose threads are in each other's way
+    for given, told in (
+        ({}, ("PASSIVE 3000", "PASSIVE 300000")),
+        (several, ("PASSIVE 3000",)),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE None",)),
+    ):
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        }
+        said = subprocess.run(
+            [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() in told
 
 
 def test_help_is_quick() -> None:

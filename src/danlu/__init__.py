@@ -7,6 +7,7 @@ run.evaluate(); run.predict(["Hello"]); run.report()
 
 from __future__ import annotations
 
+import builtins
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,19 @@ if TYPE_CHECKING:
     from danlu.api import Run, corpus, finetune, open, preflight, pretrain  # noqa: A004
 
 
-def at_rest() -> bool:
-    """Whether nothing else computes on this machine: five looks within some milliseconds, at one of which no other task wanted to run."""
+def at_rest(load: str = "/proc/loadavg") -> bool:
+    """Whether nothing else computes on this machine: five looks within some milliseconds, at one of which no other task wanted to run. Not if
+    this is one of several processes of a training.
+
+    load: the kernel's file, "0.20 0.18 0.12 1/80 11206": loads, tasks that want to run / all tasks, the newest one.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return False
     try:
         for look in range(5):
             time.sleep(0.001 * (look > 0))
-            with open("/proc/loadavg", encoding="ascii") as load:  # "0.20 0.18 0.12 1/80 11206": tasks that want to run / tasks
-                if int(load.read().split()[3].split("/")[0]) <= 1:  # this one
+            with builtins.open(load, encoding="ascii") as told:
+                if int(told.read().split()[3].split("/")[0]) <= 1:  # this one
                     return True
     except (OSError, ValueError, IndexError):  # not Linux
         pass
@@ -32,7 +39,7 @@ def at_rest() -> bool:
 # OpenMP reads this once, when torch is first imported. Threads that wait by spinning are there at once for the next of a step's
 # thousands of products, but as soon as anything else runs they take the core from the thread they wait for. So on a machine at rest
 # they spin as GNU's runtime has it (300,000 turns), and beside other work they sleep after 3,000 (docs/performance.md says what each is
-# worth). No result depends on it. Whoever sets OMP_WAIT_POLICY decides alone.
+# worth). No number of a run depends on it. Whoever sets OMP_WAIT_POLICY decides alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "300000" if at_rest() else "3000")

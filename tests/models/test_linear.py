@@ -9,9 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from danlu.models.blocks import RMSNorm, swiglu
+from danlu.models.blocks import RMSNorm, counting, swiglu
 from danlu.models.dropout import dropout
 from danlu.models.linear import LoRA, project
 
@@ -163,8 +164,11 @@ def test_adapters_of_peft_are_left_to_peft(method):
     layers = nn.ModuleDict({"key": nn.Linear(24, 16)})
     extra = {"feedforward_modules": []} if method == "IA3Config" else {}
     inject_adapter_in_model(getattr(peft, method)(target_modules=["key"], **extra), layers)
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter)
     x = torch.randn(5, 24)
     assert torch.equal(project(x, layers["key"])[0], layers["key"](x))
+    assert not torch.equal(layers["key"](x), layers["key"].base_layer(x))
 
 
 @pytest.mark.parametrize("kind", ["adapters", "all weights"])
@@ -198,3 +202,68 @@ def test_what_is_made_again_for_the_backward_pass_is_not_kept_and_changes_no_bit
     assert not forgotten and held
     assert len(ours) == len(expected) >= 9
     assert all(torch.equal(one, two) for one, two in zip(ours, expected, strict=True))
+
+
+def test_what_is_made_again_can_be_asked_for_in_parts_and_twice():
+    norm, layers = RMSNorm(24, 1e-6), plain()
+
+    def gradients(again: bool) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        x = torch.randn(50, 24, requires_grad=True)
+        y = norm(x)
+        first, second, third = project(y if again else y.view_as(y), *layers.values())
+        wanted = [x, *layers["query"].parameters()]
+        found = list(torch.autograd.grad(first.sum(), wanted, retain_graph=True))
+        wanted = [x, *(layer.weight for layer in layers.values())]
+        found += torch.autograd.grad(first.sum() + 2 * second.sum() + 3 * third.sum(), wanted, retain_graph=True)
+        return found + list(torch.autograd.grad(third.sum(), [x, layers["value"].weight]))
+
+    assert all(torch.equal(one, two) for one, two in zip(gradients(True), gradients(False), strict=True))
+
+
+def test_what_was_changed_since_it_was_made_is_kept():
+    norm, layer = RMSNorm(24, 1e-6), nn.Linear(24, 16)
+    x = torch.randn(5, 24, requires_grad=True)
+    z = norm(x).mul_(2)
+    (slope,) = torch.autograd.grad(project(z, layer)[0].sum(), layer.weight)
+    assert torch.allclose(slope, z.detach().sum(0).expand(16, 24), atol=1e-5)
+
+
+def test_what_needs_no_gradient_is_not_made_again():
+    y = RMSNorm(24, 1e-6).requires_grad_(False)(torch.randn(5, 24))
+    assert not hasattr(y, "again")
+    with torch.no_grad():
+        assert not hasattr(RMSNorm(24, 1e-6)(torch.randn(5, 24)), "again")
+
+
+@pytest.mark.parametrize(
+    "numbers", [(4, float("nan"), 0.0), (4, 8.0, 1.0), (4, "16", 0.0), (0, 8.0, 0.0), (4, 8.0, "half")]
+)
+def test_numbers_that_are_none_are_refused(numbers):
+    with pytest.raises((TypeError, ValueError, ZeroDivisionError)):
+        LoRA(nn.Linear(24, 16), *numbers)
+
+
+@pytest.mark.parametrize(
+    ("share", "less"), [(0.0, 50 * 24 * 4), (0.1, 0)]
+)  # with dropout no product needs its input itself
+def test_all_that_is_kept_is_counted_where_torchs_own_hooks_do_not_see_it(share, less):
+    norm, layers = RMSNorm(24, 1e-6), adapted(dropout=share)
+
+    def kept(again: bool) -> int:
+        """Bytes."""
+        seen: list[torch.Tensor] = []
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            seen.append(tensor)
+            return tensor
+
+        counting.append(count)
+        with saved_tensors_hooks(count, lambda tensor: tensor):
+            y = norm(torch.ones(50, 24, requires_grad=True))
+            project(y if again else y.view_as(y), *layers.values())
+        counting.remove(count)
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in seen}
+        return sum(storages.values())
+
+    assert kept(again=False) - kept(again=True) == less

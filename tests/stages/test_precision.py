@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from tests.stages.killing import chat, corpus, images, texts
 
@@ -42,3 +43,25 @@ def test_a_run_in_bfloat16_is_a_whole_run(kind, danlu, chatter, sorter, chat_fil
         a, b = (sum(losses[each]) for each in ("bfloat16", "float32"))
         near = 0.05 if kind == "resnet18" else 0.01  # which divides by the deviations of sixteen images
         assert a == pytest.approx(b, rel=near) and losses["bfloat16"] != losses["float32"]
+
+
+@pytest.mark.parametrize("kind", ["chat", "texts", "gpt"])
+def test_over_200_steps_the_loss_stays_within_one_percent_of_that_in_float32(
+    kind, danlu, chatter, sorter, chat_file, text_file, tmp_path
+):
+    words = {
+        "chat": lambda: chat(chatter, chat_file),
+        "texts": lambda: texts(sorter, text_file),
+        "gpt": lambda: corpus(text_file, "gpt"),
+    }[kind]()
+    words = [word for word in words if word.split("=")[0] not in ("precision", "steps", "validate_every", "patience")]
+    losses = {}
+    for precision in ("bfloat16", "float32"):
+        small = ("steps=200", "validate_every=100", "patience=none", "seed=1", "test_share=0", f"precision={precision}")
+        result = danlu(*words, *small, f"out={precision}")
+        assert result.code == 0, result.err
+        entries = map(json.loads, (tmp_path / precision / "metrics.jsonl").read_text().splitlines())
+        losses[precision] = [line["loss"] for line in entries if "loss" in line]
+    rough, exact = (np.array(losses[each]).reshape(10, 20).mean(1) for each in ("bfloat16", "float32"))
+    assert exact[-1] < exact[0] and (rough != exact).all()
+    assert np.abs(rough / exact - 1).max() < 0.01, (rough, exact)

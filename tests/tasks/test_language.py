@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danlu.core.types import Documents, Learner
+from danlu.models import cross_entropy
 from danlu.models.cross_entropy import CHUNK, token_losses
 from danlu.models.decoder import Decoder
 from danlu.tasks.language import Language
@@ -120,8 +121,11 @@ def drawn(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("rows", [0, 1, 7, CHUNK, 2 * CHUNK + 3])
-@pytest.mark.parametrize("trained", ["both", "hidden", "matrix"])
-def test_token_losses_and_their_gradients_are_autograds(rows: int, smoothing: float, trained: str) -> None:
+@pytest.mark.parametrize("trained", ["both", "hidden", "matrix", "both, too many to keep"])
+def test_token_losses_and_their_gradients_are_autograds(
+    rows: int, smoothing: float, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "KEPT", 0 if "keep" in trained else cross_entropy.KEPT)
     hidden, weight, targets = drawn(rows)
     hidden.requires_grad_(trained != "matrix")
     weight.requires_grad_(trained != "hidden")

@@ -76,30 +76,37 @@ def check_lengths(ids: Tensor, lengths: Sequence[int], context: int) -> None:
         )
 
 
-def again(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """`y`, which `make` makes again with few operations: matrix products keep `make` for their backward pass in its place (`forgetting`).
+counting: list[Callable[[Tensor], object]] = []
+"""Shown what is kept inside `forgetting`: torch calls the innermost hooks on saved tensors alone."""
 
-    What `make` reads must not be changed in place before the backward pass.
-    """
-    if torch.is_grad_enabled():
-        y.again = make  # type: ignore[attr-defined]
+
+def again(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """`y`, which `make` makes again with few operations: matrix products need not keep it for their backward pass (`forgetting`)."""
+    if y.requires_grad:  # else its node keeps nothing of what `make` holds
+        y.again = make, y._version  # type: ignore[attr-defined]
     return y
 
 
 def forgetting(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, `x` is not kept for the backward pass if it can be made `again`; there it is made once for all that ask for it."""
-    make, place, shape = getattr(x, "again", None), x.data_ptr(), x.shape
-    if make is None:
+    """Inside, `x` is not kept for the backward pass if it can be made `again`; there it is made once for all that ask for it.
+
+    torch does not see whether what is kept inside (weights too) is changed in place before the backward pass.
+    """
+    make, version = getattr(x, "again", (None, 0))
+    if make is None or version != x._version:  # changed since it was made
         return nullcontext()
+    looks = x.data_ptr(), x.shape, x.stride()
     kept = asked = 0
     made: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor | None:
         nonlocal kept
-        if tensor.data_ptr() != place or tensor.shape != shape:
-            return tensor
-        kept += 1
-        return None
+        if (tensor.data_ptr(), tensor.shape, tensor.stride()) == looks:
+            kept += 1
+            return None
+        for show in counting:
+            show(tensor)
+        return tensor
 
     def unpack(tensor: Tensor | None) -> Tensor:
         nonlocal asked
@@ -160,9 +167,8 @@ class RMSNorm(nn.Module):
         fused = kernels.rms_norm(x, self.weight, self.epsilon)
         if fused is not None:
             return fused.to(compute_dtype(x))
-        given = self.weight, self.epsilon, compute_dtype(x)
-        kept, weight = x.detach(), self.weight.detach()
-        return again(rms_norm(x, *given), lambda: rms_norm(kept, weight, *given[1:]))
+        kept, weight, epsilon, dtype = x.detach(), self.weight.detach(), self.epsilon, compute_dtype(x)
+        return again(rms_norm(x, self.weight, epsilon, dtype), lambda: rms_norm(kept, weight, epsilon, dtype))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -195,7 +201,7 @@ class _SwiGLU(torch.autograd.Function):
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020): [tokens, inner] twice -> [tokens, inner]"""
     kept = gate.detach(), up.detach()
-    return again(_SwiGLU.apply(gate, up), lambda: F.silu(kept[0]).mul_(kept[1]))
+    return again(_SwiGLU.apply(gate, up), lambda: F.silu(kept[0]).mul_(kept[1]))  # type: ignore[no-untyped-call]
 
 
 # --------------------------------------------------------------------------------------------------------------- rotary

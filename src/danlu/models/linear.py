@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,28 +18,34 @@ class LoRA(nn.Module):
     """A frozen linear layer with a trained product of two small matrices beside it (Hu et al. 2021): W x + b + (alpha / rank) B A x.
 
     Weights are called as in PEFT's files: base_layer.weight, lora_A.weight [rank, inputs], lora_B.weight [outputs, rank]; B is zero at first.
+    Raises ValueError, TypeError or ZeroDivisionError for numbers that are none.
     """
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
         """dropout: share of the adapter's input that is set to zero in training."""
         super().__init__()
         self.rank, self.alpha, self.dropout, self.enabled = rank, alpha, dropout, True
+        self.scale = alpha / rank
+        if not (0 <= dropout < 1 and math.isfinite(self.scale)):
+            raise ValueError(f"LoRA of rank {rank}, alpha {alpha} and dropout {dropout}")
         weight = base_layer.weight
         kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.base_layer = base_layer
-        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **kind)  # drawn as PEFT draws it
+        self.lora_A = nn.Linear(
+            base_layer.in_features, rank, bias=False, **kind
+        )  # as PEFT draws it: Kaiming's, uniform
         self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **kind)
         nn.init.zeros_(self.lora_B.weight)
-
-    @property
-    def scale(self) -> float:
-        """Of the adapter's product."""
-        return self.alpha / self.rank
 
     @property
     def weight(self) -> Tensor:
         """The frozen one: an architecture may ask its layers for its type."""
         return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen one."""
+        return self.base_layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] -> […, outputs]"""
@@ -120,7 +127,9 @@ def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     Under LoRA the input's gradient, the adapters' products and their sums with the frozen ones are made in place (`_Adapted`).
     """
     adapted = [layer for layer in layers if isinstance(layer, LoRA) and layer.plain]
-    weights = [(each.base_layer.weight, each.base_layer.bias, each.lora_A.weight, each.lora_B.weight) for each in adapted]
+    weights = [
+        (each.base_layer.weight, each.base_layer.bias, each.lora_A.weight, each.lora_B.weight) for each in adapted
+    ]
     converted = torch.is_autocast_enabled(x.device.type)
     alike = converted or all(down.dtype == weight.dtype == x.dtype for weight, _, down, _ in weights)
     with forgetting(x):

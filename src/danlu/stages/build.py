@@ -17,6 +17,7 @@ from danlu.core.errors import UserError
 from danlu.core.types import Batch, Learner
 from danlu.data.loader import Loader
 from danlu.data.processor import Augment
+from danlu.models import blocks
 from danlu.stages.modality import modality
 from danlu.stages.prepare import Prepared, Say, number
 from danlu.surgery import adapter
@@ -128,8 +129,13 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
             built.task.begin([batch], name, torch.Generator().manual_seed(0))
             with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
                 before, saved = device.resident_memory_bytes(), dict[int, int]()
-                with torch.autograd.graph.saved_tensors_hooks(partial(counted, saved), lambda tensor: tensor):
-                    losses = built.task.losses(batch, name)
+                show = partial(counted, saved)
+                blocks.counting.append(show)
+                try:
+                    with torch.autograd.graph.saved_tensors_hooks(show, lambda tensor: tensor):
+                        losses = built.task.losses(batch, name)
+                finally:
+                    blocks.counting.remove(show)
                 kept = sum(saved.values()) - sum(
                     saved.get(p.untyped_storage().data_ptr(), 0) for p in built.model.parameters()
                 )
