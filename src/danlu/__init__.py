@@ -7,9 +7,9 @@ run.evaluate(); run.predict(["Hello"]); run.report()
 
 from __future__ import annotations
 
-import builtins
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -28,9 +28,8 @@ def at_rest(load: str = "/proc/loadavg") -> bool:
     try:
         for look in range(5):
             time.sleep(0.001 * (look > 0))
-            with builtins.open(load, encoding="ascii") as told:
-                if int(told.read().split()[3].split("/")[0]) <= 1:  # this one
-                    return True
+            if int(Path(load).read_text("ascii").split()[3].split("/")[0]) <= 1:  # this one
+                return True
     except (OSError, ValueError, IndexError):  # not Linux
         pass
     return False
