@@ -13,6 +13,7 @@
     pairs=5           so often each is timed, in alternation; medians are told
     steps=8           updates each time; from the third on they count
     data=FILE.jsonl   other rows: messages, or text and label, or tokens and file (Brown); also .gz
+    only=precision    options: this one alone; threads, micro_batch_tokens, environment (how threads wait)
     trials=no         leaves out the search for the peer's best mode; peer=… then names it, such as peer=float32,micro=2
 
 A rate is real tokens, no padding, over the clock between the ends of step 2 and the last. Memory is that of all processes of the whole command.
@@ -468,8 +469,8 @@ def equal(work, steps, seeds, mode):
     )
 
 
-def options(work, pairs, steps):
-    """Each setting that changes speed alone, against the default, in alternation."""
+def options(work, pairs, steps, only):
+    """Each setting that changes speed alone, against the default, in alternation. only: those with this in their name."""
     print(f"\noptions: {work.name}, {work.batch} rows a step; rate over that with the defaults", flush=True)
     variants = [{"threads": 1}, *({"micro_batch_tokens": size} for size in (128, 512, 1024, 4096))]
     variants += [{"precision": each} for each in ("float32", "bfloat16")]
@@ -479,7 +480,7 @@ def options(work, pairs, steps):
         {"OMP_WAIT_POLICY": "ACTIVE"},
     )
     variants += [{"environment": each} for each in waits]  # of threads: asleep at once, after a while, never
-    for variant in variants:
+    for variant in (each for each in variants if only in str(each)):
         rows = [(danlu(work, steps), danlu(work, steps, **variant)) for _ in range(pairs)]
         ratio = statistics.median(b.rate / a.rate for a, b in rows)
         memory = statistics.median(b.peak / a.peak for a, b in rows)
@@ -517,7 +518,7 @@ def main(arguments):
                 mode or Mode("float32", checkpointing=False),
             )
         else:
-            options(work, pairs, steps)
+            options(work, pairs, steps, keys.get("only", ""))
 
 
 if __name__ == "__main__":

@@ -210,3 +210,12 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     save(tmp_path, 4, tensors(), STATE)
     rotate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_numbers_are_finite_or_not_whatever_their_sum() -> None:
+    large = torch.full((4,), torch.finfo(torch.float32).max)
+    assert checkpoint.finite(large) and not large.sum().isfinite()
+    assert checkpoint.finite(torch.zeros(0)) and checkpoint.finite(torch.full((70_000,), 1.0, dtype=torch.float16))
+    for wrong in (float("nan"), float("inf")):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert not checkpoint.finite(torch.tensor([1.0, wrong, -wrong], dtype=dtype))

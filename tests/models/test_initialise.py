@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError
+from danlu.models import decoder, pretrained
 from danlu.models.decoder import Decoder
 from danlu.models.encoder import Encoder
 from danlu.models.initialise import INITIALISATIONS, initialise
@@ -108,3 +111,14 @@ def test_an_initialisation_that_there_is_not_is_an_error_that_lists_them() -> No
     with pytest.raises(UserError, match=f"initialise: found 'kaiming', expected one of {listed}") as error:
         initialise(nn.Linear(2, 2), "kaiming", 0)
     assert "kaiming_normal" in error.value.fix
+
+
+def test_a_model_is_opened_without_importing_torchs_compiler(tmp_path):
+    """It takes a second or two, at every command that opens a model."""
+    config = decoder.describe(2, 96, 32)
+    pretrained.save(decoder.Decoder(config), tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from danlu.models import pretrained; "
+        f"pretrained.load(Path({str(tmp_path)!r}), task='language'); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -30,7 +30,7 @@ def test_between_two_measured_widths_the_rate_is_between_them():
 def test_the_time_is_that_of_every_part_and_within_the_hours(hours):
     found = choose(replace(GIVEN, hours=hours, different=3e6, held=2e5), EVEN)
     config = plan.config_of("gpt", found.depth, 4096, 256)
-    layers, head = scaling.flops(config, 256)
+    layers, head = scaling.flops(config, 256, 2048)
     inside, rest = scaling.parameters(config)
     update = scaling.muon_flops(config) / RATE + (inside + rest) * 1e-9
     looked = min(2e5, found.tokens / 40)

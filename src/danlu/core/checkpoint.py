@@ -151,6 +151,14 @@ def save(
     return Checkpoint(final, step)
 
 
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all its numbers are. A finite sum has only finite terms, and one pass over memory finds it."""
+    import torch
+
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite() or tensor.isfinite().all())
+
+
 def _refused(path: Path, what: str, error: Exception) -> UserError:
     said, there = getattr(error, "strerror", None) or error, next(each for each in path.parents if each.is_dir())
     way = "make room"

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from danlu.core.errors import UserError, nearest
 
@@ -20,6 +21,19 @@ RESIDUAL = re.compile(r"(^|\.)(o_proj|down_proj|c_proj|out_proj|fc2|output\.dens
 """Layers whose output is added to what goes past them, under the names that transformers gives them."""
 
 Draw = Callable[[Tensor, torch.Generator], Any]
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, `torch.nn.init` draws nothing: for modules on the meta device, where drawing imports torch's compiler, a second or two."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
 
 INITIALISATIONS: dict[str, Draw] = {
     "normal": lambda w, rng: nn.init.normal_(w, std=DEVIATION, generator=rng),

@@ -431,7 +431,9 @@ def check_parameters(make: Callable[[], nn.Module], folder: Path) -> None:
     """
     import torch
 
-    with torch.device("meta"):
+    from danlu.models.initialise import Undrawn
+
+    with torch.device("meta"), Undrawn():
         asked = sum(parameter.numel() for parameter in make().parameters())
     held = sum(math.prod(shape) for file in weight_files(folder) for shape in shapes(file).values())
     if asked > 2 * held + SPARE:
@@ -480,6 +482,7 @@ def load(
     import torch
 
     from danlu.models import decoder, encoder
+    from danlu.models.initialise import Undrawn
 
     folder, dtype = Path(folder), dtype or torch.float32
     config = read_json(folder / "config.json")
@@ -496,7 +499,7 @@ def load(
         "language": "CausalLM" if own is decoder.Decoder else "MaskedLM",
     }[task]
     config["architectures"] = [f"{CLASSES[config['model_type']]}For{ending}"]
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model: nn.Module = own.from_config(config, task, labels, dropout)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     skip = {name for name in wanted if fresh_head and LAST.search(name)}
@@ -568,11 +571,11 @@ def read_weights(
                 else:
                     tensor = file.get_tensor(raw)
                     counter = name.endswith("num_batches_tracked") and not tensor.is_floating_point()
+                    state[name] = tensor.to(dtype or tensor.dtype, copy=True)
                     if str(tensor.dtype).removeprefix("torch.") not in READ and not counter:
                         wrong.append(f"{name} is {tensor.dtype}, expected {', '.join(READ)}")
-                    elif not tensor.isfinite().all():
+                    elif not checkpoint.finite(state[name]):
                         wrong.append(f"{name} has numbers that are not finite")
-                    state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     if wrong:
         raise UserError(
             f"{files[0].parent}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}",

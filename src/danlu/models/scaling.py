@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from danlu.models.cross_entropy import KEPT
+
 
 TOKENS_PER_WEIGHT = 20
 """Hoffmann et al. 2022: about so many tokens for each weight get most out of a budget of computation."""
@@ -45,18 +47,21 @@ def parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     return inside, rows * width * (1 if config["tie_word_embeddings"] else 2) + (2 * layers + 1) * width
 
 
-def flops(config: Mapping[str, Any], length: float) -> tuple[float, float]:
+def flops(config: Mapping[str, Any], length: float, tokens: float) -> tuple[float, float]:
     """(of the layers, of the head) for one token, forward and backward, in documents of so many tokens.
 
     Six for each weight (Kaplan et al. 2020), and the scores of attention between all pairs of tokens. The head of a decoder
-    computes its logits a second time in the backward pass (`models.cross_entropy`): eight. That of an encoder sees 15 % of the tokens.
+    computes its logits a second time in the backward pass where micro-batches of so many tokens have more of them than are kept
+    (`models.cross_entropy`): eight. That of an encoder sees 15 % of the tokens.
     """
     width, rows = config["hidden_size"], config["vocab_size"]
     bert = config["model_type"] == "bert"
     layers = config["num_hidden_layers"] * (
         6 * sum(math.prod(shape) for shape in matrices(config)) + 12 * width * length
     )
-    return float(layers), float((0.15 * 6 * (rows + width) if bert else 8 * rows) * width)
+    return float(layers), float(
+        (0.15 * 6 * (rows + width) if bert else (6 if tokens * rows <= KEPT else 8) * rows) * width
+    )
 
 
 def muon_flops(config: Mapping[str, Any]) -> float:
@@ -69,11 +74,15 @@ def muon_flops(config: Mapping[str, Any]) -> float:
 def memory(config: Mapping[str, Any], tokens: int, muon: bool) -> float:
     """Bytes that training holds in float32 at micro-batches of so many tokens, beside the program itself and the text.
 
-    Weights, gradients, and what the optimizer remembers (Muon one number a weight, AdamW two); some 18.5 numbers a token and unit of
-    width that a layer keeps for its backward pass, 12 more while one is at work; three blocks of 256 rows of logits.
+    Weights, gradients, and what the optimizer remembers (Muon one number a weight, AdamW two); numbers a token and unit of width that
+    a layer keeps for its backward pass, some 18.5 of an encoder and 13.8 of a decoder (what its norms and SwiGLU made is made again), 12
+    more while one is at work; three blocks of 256 rows of logits, and the slopes of a decoder's that are kept (`models.cross_entropy`).
     """
     inside, rest = parameters(config)
-    kept = (18.5 * config["num_hidden_layers"] + 12) * config["hidden_size"] * tokens
+    each, logits = (18.5, 0) if config["model_type"] == "bert" else (13.8, tokens * config["vocab_size"])
+    kept = (each * config["num_hidden_layers"] + 12) * config["hidden_size"] * tokens + (
+        logits if logits <= KEPT else 0
+    )
     return 4.0 * float(inside * (3 if muon else 4) + rest * 4 + kept + 3 * 256 * config["vocab_size"])
 
 

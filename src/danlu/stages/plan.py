@@ -66,10 +66,10 @@ class Speed:
     parameter_seconds: float
     busy: float | None = None
 
-    def token_seconds(self, config: Mapping[str, Any], length: float) -> float:
-        """Of one token forward and backward, in documents of so many tokens."""
+    def token_seconds(self, config: Mapping[str, Any], length: float, micro_batch: float) -> float:
+        """Of one token forward and backward, in documents and micro-batches of so many tokens."""
         width = config["hidden_size"]
-        layers, head = scaling.flops(config, length)
+        layers, head = scaling.flops(config, length, micro_batch)
         return layers / between(self.layers, width) + head / between(self.head, width)
 
     def update_seconds(self, config: Mapping[str, Any], muon: bool) -> float:
@@ -146,7 +146,7 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
                 torch.autograd.grad(losses, weights, allow_unused=True)
 
             taken.append(best(learn))
-            works.append(scaling.flops(config, sum(each**2 for each in lengths) / tokens))
+            works.append(scaling.flops(config, sum(each**2 for each in lengths) / tokens, tokens))
         layers[width] = works[0][0] * tokens / taken[0]
         head, spent = (works[1][1] - works[0][1]) * tokens, taken[1] - taken[0]
         # a difference of two measurements: noise must not make the head faster than twice the layers
@@ -288,7 +288,10 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
     """The training of one depth."""
     config = config_of(given.kind, depth, given.vocabulary, given.context)
     inside, rest = scaling.parameters(config)
-    token, update = machine.token_seconds(config, given.length), machine.update_seconds(config, given.muon)
+    token, update = (
+        machine.token_seconds(config, given.length, max(given.micro_batch, given.context)),
+        machine.update_seconds(config, given.muon),
+    )
 
     def looked_at(tokens: float) -> float:
         return min(given.held, tokens * HELD)

@@ -306,7 +306,7 @@ class Save:
         tensors = {
             name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in tensors.items()
         }
-        if not all(bool(each.isfinite().all()) for each in tensors["weights"].values() if each.is_floating_point()):
+        if not all(checkpoint.finite(each) for each in tensors["weights"].values() if each.is_floating_point()):
             raise UserError(
                 f"step {state.step}: weights are not finite; no checkpoint of them is taken", "lower learning_rate"
             )
