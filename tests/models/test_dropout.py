@@ -27,8 +27,15 @@ def test_as_many_are_dropped_as_asked_and_the_rest_is_scaled(probability, dtype)
     )
     out.sum().backward()
     assert torch.equal(x.grad, out)
-    pairs = kept[:, :-1] & kept[:, 1:]  # two come from one draw: neighbours are independent all the same
+    pairs = kept[:, :-1] & kept[:, 1:]  # four come from one draw: neighbours are independent all the same
     assert float(pairs.double().mean()) == pytest.approx((1 - probability) ** 2, abs=2 * sure)
+
+
+def test_rare_ones_are_dropped_as_often_as_asked():
+    """Of 2^24 numbers one in 2^18: all of them ties of the upper 16 bits."""
+    torch.manual_seed(0)
+    dropped = int((dropout(torch.ones(1 << 24), 2**-18) == 0).sum())
+    assert dropped == pytest.approx(64, abs=5 * 64**0.5)
 
 
 def test_a_seed_settles_it_whatever_the_number_of_threads():

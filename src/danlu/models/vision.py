@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from danlu.core.device import machine
 from danlu.core.errors import UserError, nearest, reading
 from danlu.models.blocks import count_labels
+from danlu.models.dropout import Dropout
 from danlu.models.options import CODE
 from danlu.models.pretrained import (
     DROPOUTS,
@@ -192,7 +193,7 @@ class Perceptron(Network):
         widths = [config["num_channels"] * config["image_size"] ** 2, *config["hidden_sizes"]]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.activation = ACTIVATIONS[config["activation"]]()
-        self.dropout = nn.Dropout(config["dropout"])
+        self.dropout = Dropout(config["dropout"])
         self.classifier = nn.Linear(widths[-1], count_labels(config, None))
         initialise(self, config["activation"])
 
@@ -227,10 +228,10 @@ class VGG(Network):
         self.classifier = nn.Sequential(
             nn.Linear(before * config["pool_size"] ** 2, inner),
             nn.ReLU(inplace=True),
-            nn.Dropout(chance),
+            Dropout(chance),
             nn.Linear(inner, inner),
             nn.ReLU(inplace=True),
-            nn.Dropout(chance),
+            Dropout(chance),
             nn.Linear(inner, count_labels(config, None)),
         )
         initialise(self)
