@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import danlu
+from danlu.core import idle
 from danlu.core.config import leaves
 from danlu.experiment import Experiment
 
@@ -121,8 +121,8 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(("running", "expected"), [("1/80", True), ("0/80", True), ("2/80", False), ("nothing", False)])
 def test_threads_wait_as_the_machines_load_says(running: str, expected: bool, tmp_path: Path) -> None:
     (tmp_path / "load").write_text(f"0.20 0.18 0.12 {running} 11206\n")
-    assert danlu.at_rest(str(tmp_path / "load")) is expected
-    assert not danlu.at_rest(str(tmp_path / "no such file"))
+    assert idle.at_rest(str(tmp_path / "load")) is expected
+    assert not idle.at_rest(str(tmp_path / "no such file"))
 
 
 def test_whoever_says_how_threads_wait_decides() -> None:

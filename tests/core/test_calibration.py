@@ -75,7 +75,7 @@ def given(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
 
 def test_what_was_measured_on_a_busy_machine_is_soon_forgotten(found: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, 0.5)
-    first, place = calibration.calibration(found), kept_at(found, 1)
+    first, place = calibration.calibration(found), kept_at(found, "products", 1)
     assert first.busy and json.loads(place.read_text())["busy"] is True
     assert calibration.calibration(found) == first
     long_ago = place.stat().st_mtime - calibration.FORGOTTEN
@@ -110,7 +110,7 @@ def test_it_is_measured_once(found: Machine, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("broken", ["", "[]", '{"threads": {"2": "x"}}', '{"threads": {"9": 5}, "bfloat16": null, "busy": false}', '{"threads": {"1": NaN}, "bfloat16": null, "busy": false}'])  # fmt: skip
 def test_what_cannot_be_read_is_measured_again(broken: str, found: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, 1.0)
-    place = kept_at(found, 1)
+    place = kept_at(found, "products", 1)
     place.parent.mkdir(parents=True)
     place.write_text(broken)
     again = calibration.calibration(found)

@@ -88,7 +88,7 @@ def main() -> None:
     # Everything that a command may need, so that neither its time nor what the hook sees is that of an import.
     import pyarrow.parquet  # noqa: F401
     import torch
-    import torch._dynamo  # torch.optim does, when an optimizer is made, and makes a folder for it
+    import torch._dynamo  # some networks of transformers do, and it makes a folder for itself
     import torch.utils.tensorboard
     import transformers  # noqa: F401
     from PIL import Image

@@ -14,7 +14,8 @@ from danlu.core import device
 from danlu.core.track import read_lines
 from danlu.experiment import ask
 from danlu.recipes.catalogue import RECIPES
-from danlu.stages.build import build, fitting, trial
+from danlu.stages import build as build_module
+from danlu.stages.build import build, fitting, measured, trial
 from danlu.stages.prepare import prepare
 
 
@@ -155,3 +156,31 @@ def test_a_micro_batch_is_begun_with_that_fits(sorter, text_file):
     setting, most, _, _ = expected(lambda found: 1)
     assert most == 128, "a row is never cut"
     assert expected(lambda found: 1, micro=1024)[0].value == 1024, "what was asked for stays"
+
+
+def test_a_trial_on_a_machine_at_rest_is_remembered(sorter, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("DANLU_CACHE", str(tmp_path / "cache"))
+    times = []
+    monkeypatch.setattr(build_module, "measured", lambda *given: times.append(given[-1]) or measured(*given))
+
+    def tried(rest, **more):
+        monkeypatch.setattr(build_module, "at_rest", lambda: rest)
+        settings = {"model": str(sorter), "data": str(text_file), "batch_size": 64, "steps": 3} | more
+        prepared = prepare(ask(RECIPES.get, ["text-classification"], settings), say=lambda _: None)
+        return trial(build(prepared, lambda _: None), prepared)
+
+    tried(rest=False)
+    tried(rest=False)
+    assert times == [1, 1], "beside other work every start measures"
+    kept = tried(rest=True)
+    assert tried(rest=False, learning_rate=0.1) == kept and tried(rest=True) == kept and times == [1, 1, 1]
+    for other in ({"method": "lora"}, {"max_tokens": 8}, {"dropout": 0.3}, {"freeze": "embeddings"}):
+        tried(rest=False, **other)
+    assert times == [1] * 7, "another network, number of trained weights or shape is another trial"
+    tried(rest=True, steps=None, hours=1)
+    assert times[-1] == 2, "what fills hours is measured now"
+    (place,) = (tmp_path / "cache" / "speed").glob("trial-*")
+    for broken in ("", "[]", '{"seconds": 0, "held": 1, "resident": 1}', '{"seconds": "1"}'):
+        place.write_text(broken)
+        tried(rest=True)
+    assert len(times) == 12

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from danlu.core import calibration
+from danlu.core.device import machine
 from danlu.core.errors import UserError
 from danlu.models import scaling
 from danlu.stages import plan
@@ -79,11 +81,11 @@ def test_no_text_is_gone_through_more_often_than_teaches():
     assert found.worth < 1e5 * (1 + 15.4)
 
 
-def remember(machine: Speed, kind: str = "gpt") -> None:
+def remember(speed: Speed, kind: str = "gpt") -> None:
     """Leaves a measurement where the command line finds it."""
-    path = plan.kept_at(kind, "float32", 1)
+    path = calibration.kept_at(machine(gpus=True), "plan", kind, "float32", 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan.asdict(machine)), "utf-8")
+    path.write_text(json.dumps(plan.asdict(speed)), "utf-8")
 
 
 @pytest.fixture

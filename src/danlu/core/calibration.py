@@ -16,6 +16,7 @@ from typing import Any
 
 from danlu.core.cache import cache_folder, write_json
 from danlu.core.device import Machine
+from danlu.core.errors import UserError
 
 
 SHAPE = (2048, 576, 1536)
@@ -52,33 +53,59 @@ class Calibration:
 def calibration(found: Machine, fresh: bool = False) -> Calibration:
     """That of this machine; measured if it is not in the cache, or `fresh`. What was measured at rest stays beside what was not."""
     usual = allowed_threads() or found.cores
-    place, known = kept_at(found, usual), None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = json.loads(place.read_text("utf-8"))
-        rates = {int(count): _rate(value) for count, value in kept["threads"].items()}
-        bfloat16 = _rate(kept["bfloat16"]) if found.bf16 else None
-        if usual in rates and (not kept["busy"] or time.time() - place.stat().st_mtime < FORGOTTEN):
-            known = Calibration(rates, bfloat16, bool(kept["busy"]))
+    place, known = kept_at(found, "products", usual), None
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        before = kept(place)
+        rates = {int(count): rate(value) for count, value in before["threads"].items()}
+        bfloat16 = rate(before["bfloat16"]) if found.bf16 else None
+        if usual in rates and not (before["busy"] and forgotten(place)):
+            known = Calibration(rates, bfloat16, bool(before["busy"]))
     if known is not None and not fresh:
         return known
     measured = measure(found, usual)
     if known is None or known.busy or not measured.busy:
-        with contextlib.suppress(OSError):  # a cache that cannot be written: measured again next time
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_json(place, asdict(measured))
+        keep(place, asdict(measured))
     return measured
 
 
-def _rate(value: Any) -> float:
+def kept_at(found: Machine, what: str, *named: Any) -> Path:
+    """Where a measurement is kept that depends on what is `named`, and on the machine's processor, cores and cards, and on torch."""
+    named = (what, *named, found.cpu, found.cores, found.bf16, [gpu.name for gpu in found.gpus], version("torch"))
+    return cache_folder() / "speed" / f"{what}-{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
+
+
+def kept(place: Path) -> Any:
+    """What `keep` put there; None if nothing is, or nothing readable."""
+    try:
+        return json.loads(place.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def keep(place: Path, content: Any) -> Exception | None:
+    """For `kept`. Returns why the cache could not be written: then it is measured again next time."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, content)
+    except (OSError, UserError) as error:
+        return error
+    return None
+
+
+def forgotten(place: Path) -> bool:
+    """Whether it was kept too long ago for what was measured on a busy machine."""
+    return time.time() - place.stat().st_mtime >= FORGOTTEN
+
+
+def rate(value: Any) -> float:
+    """A finite number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(value)
     return float(value)
-
-
-def kept_at(found: Machine, usual: int) -> Path:
-    """Another processor, torch, or number of usable cores has another place."""
-    named = (2, found.cpu, found.cores, found.bf16, usual, version("torch"))
-    return cache_folder() / "speed" / f"products-{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
 
 
 def allowed_threads() -> int | None:

@@ -30,7 +30,7 @@ class Undrawn(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
+        if getattr(function, "__module__", None) == "torch.nn.init" or function is Tensor.normal_:  # not all ask first
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 

@@ -20,6 +20,7 @@ from danlu.core.device import machine
 from danlu.core.errors import UserError, nearest, reading
 from danlu.models.blocks import count_labels
 from danlu.models.dropout import Dropout
+from danlu.models.initialise import Undrawn
 from danlu.models.options import CODE
 from danlu.models.pretrained import (
     DROPOUTS,
@@ -309,7 +310,7 @@ def from_config(
 
         return own.make(config, network, seed).train()
     needless(network, config)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         needed = sum(parameter.numel() for parameter in _build(config).parameters())
     if needed > (most := (memory := machine().memory_total) // TRAINING_BYTES):
         raise UserError(
@@ -429,7 +430,7 @@ def _settings(config: Mapping[str, Any]) -> Any:
 
 def _own(files: Sequence[Path], config: Mapping[str, Any], fresh: bool) -> tuple[Network, set[str], set[str]]:
     """(the network, names of missing and of unknown weights); `fresh`: whatever the files have for a head is not looked at."""
-    with torch.device("meta"):  # nothing is allocated before it is known that the files fit
+    with torch.device("meta"), Undrawn():  # nothing is allocated before it is known that the files fit
         network = _build(config)
     wanted, head = network.state_dict(), _head(network) if fresh else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from danlu.core import device
+from danlu.core import calibration, device
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
-from danlu.core.types import Batch, Learner
+from danlu.core.idle import at_rest
+from danlu.core.types import Batch, Examples, Learner
 from danlu.data.loader import Loader
 from danlu.data.processor import Augment
 from danlu.models import blocks
@@ -106,51 +111,31 @@ def class_weights(prepared: Prepared) -> torch.Tensor | None:
 
 
 def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
-    """Speed and memory of this very model on these very rows, from one small micro-batch forward and backward; changes nothing.
+    """Speed and memory of this very model on these very rows; measured (`measured`), or remembered from an earlier start on a machine at rest.
 
-    A shorter one before it warms up. Where steps are to fill `hours=`, it is timed twice: the machine may be busy with something else.
+    Where steps are to fill `hours=`, nothing is remembered: the machine may be busy with something else.
     """
     rows, options = prepared.rows["train"], prepared.experiment.training
-    count = min(len(rows), number(options.batch_size))
     most = modality(prepared.task).micro_batch(prepared)
-    sample = rows.batches(range(count), min(rows.timed, most))
-    learners = built.task.learners()
-    parameters = {name: list(learner.parameters.values()) for name, learner in learners.items()}
-    seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
-    random, remembered = torch.get_rng_state(), built.task.state_dict()
-    built.model.train()
-    measured = sample[len(sample) // 2]
-    shortest = measured
-    if hasattr(rows, "lengths"):
-        shortest = rows.batches([int(rows.lengths[:count].argmin())], 1)[0]
-    for batch in (shortest, measured, *([measured] if options.hours else [])):
-        start = time.perf_counter()
-        for name, mine in parameters.items():
-            built.task.begin([batch], name, torch.Generator().manual_seed(0))
-            with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
-                before, saved = device.resident_memory_bytes(), dict[int, int]()
-                show = partial(counted, saved)
-                blocks.counting.append(show)
-                try:
-                    with torch.autograd.graph.saved_tensors_hooks(show, lambda tensor: tensor):
-                        losses = built.task.losses(batch, name)
-                finally:
-                    blocks.counting.remove(show)
-                kept = sum(saved.values()) - sum(
-                    saved.get(p.untyped_storage().data_ptr(), 0) for p in built.model.parameters()
-                )
-                held = max(held, device.resident_memory_bytes() - before, kept)
-            torch.autograd.grad(sum(loss.sum() for loss in losses.values()), mine, allow_unused=True)
-        seconds = min(seconds, time.perf_counter() - start) if batch is measured else math.inf
-    torch.set_rng_state(random)
-    built.task.load_state_dict(remembered)
-    rate = measured.size / seconds
-    trained = sum(parameter.numel() for mine in parameters.values() for parameter in mine)
+    sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(rows.timed, most))
+    batch = sample[len(sample) // 2]
+    shortest = rows.batches([int(rows.lengths.argmin())], 1)[0] if hasattr(rows, "lengths") else batch
+    place = calibration.kept_at(
+        device.machine(gpus=True), "trial", *what_a_trial_depends_on(built, prepared, shortest, batch)
+    )
+    found = None if options.hours else remembered(place)
+    if found is None:
+        rests = at_rest()
+        found = measured(built, shortest, batch, 2 if options.hours else 1)
+        if rests:
+            calibration.keep(place, found)
+    rate = batch.size / found["seconds"]
+    trained = sum(p.numel() for learner in built.task.learners().values() for p in learner.parameters.values())
     per_step = rows.size / prepared.steps_per_epoch
     adapted = prepared.experiment.model.method == "lora" and prepared.weights.adapter is None
     final = trained if adapted else sum(parameter.numel() for parameter in built.model.parameters())
     return {
-        f"{measured.unit}_per_second": rate,
+        f"{batch.unit}_per_second": rate,
         "seconds_per_step": per_step / rate,
         "seconds_per_validation": sum(each.size for each in validation(prepared)) / rate / 3,
         "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after
@@ -161,12 +146,59 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         else 0.0,  # tokens of a row, which is never cut
         # a gradient and two moments; and a copy of weights and moments, from which a checkpoint is written; an average, and its copy
         **memory(
-            device.resident_memory_bytes() + (24.0 if options.ema is None else 32.0) * trained,
-            held,
+            found["resident"] + (24.0 if options.ema is None else 32.0) * trained,
+            found["held"],
             batch.size,
             min(most, per_step),
         ),
     }
+
+
+def what_a_trial_depends_on(built: Trainable, prepared: Prepared, *batches: Batch) -> list[Any]:
+    """The network with what is trained of it, the number format, and the shapes of what it is tried on; not the numbers in them."""
+    experiment = prepared.experiment
+    weights = [(name, tuple(p.shape), p.dtype, p.requires_grad) for name, p in built.model.named_parameters()]
+    shapes = [(tuple(each.inputs.shape) if isinstance(each, Examples) else each.lengths) for each in batches]
+    set_by = repr((experiment.task, experiment.model, experiment.training.threads, experiment.training.ema))
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return [version("danlu"), processes, type(built.model).__qualname__, weights, built.state.precision, shapes, set_by]
+
+
+def remembered(place: Path) -> dict[str, float] | None:
+    """What `measured` gave, if it was kept and is whole."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return {key: calibration.rate(calibration.kept(place)[key]) for key in ("seconds", "held", "resident")}
+    return None
+
+
+def measured(built: Trainable, shortest: Batch, batch: Batch, times: int) -> dict[str, float]:
+    """seconds of a forward and a backward pass over `batch`, the shortest of so many `times`; bytes held for the backward pass, and
+    resident behind it. `shortest` goes before, to warm up. Changes nothing."""
+    parameters = {name: list(learner.parameters.values()) for name, learner in built.task.learners().items()}
+    seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
+    random, before = torch.get_rng_state(), built.task.state_dict()
+    built.model.train()
+    for each in (shortest, *[batch] * times):
+        start = time.perf_counter()
+        for name, mine in parameters.items():
+            built.task.begin([each], name, torch.Generator().manual_seed(0))
+            with torch.autocast(device_type, built.state.precision, enabled=built.state.precision != torch.float32):
+                resident, saved = device.resident_memory_bytes(), dict[int, int]()
+                show = partial(counted, saved)
+                blocks.counting.append(show)
+                try:
+                    with torch.autograd.graph.saved_tensors_hooks(show, lambda tensor: tensor):
+                        losses = built.task.losses(each, name)
+                finally:
+                    blocks.counting.remove(show)
+                weights = (p.untyped_storage().data_ptr() for p in built.model.parameters())
+                kept = sum(saved.values()) - sum(saved.get(weight, 0) for weight in weights)
+                held = max(held, device.resident_memory_bytes() - resident, kept)
+            torch.autograd.grad(sum(loss.sum() for loss in losses.values()), mine, allow_unused=True)
+        seconds = min(seconds, time.perf_counter() - start) if each is batch else math.inf
+    torch.set_rng_state(random)
+    built.task.load_state_dict(before)
+    return {"seconds": seconds, "held": float(held), "resident": float(device.resident_memory_bytes())}
 
 
 def counted(saved: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:

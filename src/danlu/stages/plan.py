@@ -6,23 +6,19 @@ training with `hours=` is what was planned.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import math
 import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from danlu.core import device
-from danlu.core.cache import cache_folder
+from danlu.core import calibration, device
 from danlu.core.errors import UserError
-from danlu.core.run import write_text
 from danlu.core.types import Documents
 from danlu.data.vocabulary import usual_size
 from danlu.experiment import Asked
@@ -90,31 +86,19 @@ def between(rates: Mapping[int, float], width: int) -> float:
 
 def speed(kind: str, precision: str, threads: int, say: Say, fresh: bool = False) -> Speed:
     """That of this machine, measured or remembered (some ten seconds; what was measured on a busy machine is forgotten after ten minutes)."""
-    path = kept_at(kind, precision, threads)
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        tables = {key: {int(w): float(v) for w, v in kept[key].items()} for key in ("layers", "head", "muon")}
-        before = Speed(**tables, parameter_seconds=kept["parameter_seconds"], busy=kept["busy"])
-        if not fresh and (before.busy is None or time.time() - path.stat().st_mtime < 600):
-            return before
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # nothing there, or nothing readable: measured
+    place = calibration.kept_at(device.machine(gpus=True), "plan", kind, precision, threads)
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        before = calibration.kept(place)
+        tables = {key: {int(w): float(v) for w, v in before[key].items()} for key in ("layers", "head", "muon")}
+        known = Speed(**tables, parameter_seconds=before["parameter_seconds"], busy=before["busy"])
+        if not fresh and (known.busy is None or not calibration.forgotten(place)):
+            return known
     load = os.getloadavg()[0]
     busy = load if load > 0.75 * device.machine().cores else None
     measured = replace(calibrate(kind, precision, threads, say), busy=busy)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(measured)))
-    except (OSError, UserError) as error:
+    if error := calibration.keep(place, asdict(measured)):
         say(f"the measurement could not be kept, so the next plan measures again: {error}")
     return measured
-
-
-def kept_at(kind: str, precision: str, threads: int) -> Path:
-    """Where the speed of this machine is kept: another processor, GPU, torch or number of threads has another place."""
-    found = device.machine(gpus=True)
-    named = (3, kind, precision, threads, torch.__version__, found.cpu, found.cores, [gpu.name for gpu in found.gpus])
-    return cache_folder() / "speed" / f"{hashlib.sha256(repr(named).encode()).hexdigest()[:16]}.json"
 
 
 def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:

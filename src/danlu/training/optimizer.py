@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 
@@ -54,12 +55,37 @@ def optimizer(
         for (peak, decay, muon), group in groups.items()
     ]
     if kind == "sgd":
-        return torch.optim.SGD(described, momentum=momentum, nesterov=options.nesterov, fused=True)
-    forms: dict[str, type[torch.optim.Adam]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
+        return SGD(described, momentum=momentum, nesterov=options.nesterov, fused=True)
+    forms: dict[str, type[torch.optim.Adam]] = {"adam": Adam, "adamw": AdamW, "muon": Muon}
     return forms[kind](described, betas=(options.beta1, options.beta2), eps=options.epsilon, fused=True)
 
 
-class Muon(torch.optim.AdamW):
+class _Eager(torch.optim.Optimizer):
+    """torch's optimizers import its compiler, some 1.5 seconds, only to be left alone by it; their methods without what it asks for."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class SGD(_Eager, torch.optim.SGD):
+    """torch's own."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class Adam(_Eager, torch.optim.Adam):
+    """torch's own."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """torch's own."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(AdamW):
     """Muon (Jordan 2024) for the matrices of groups with a `muon_momentum`, AdamW for every other group.
 
     What `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` computes: scaled to the usual length of AdamW's update, so that one
