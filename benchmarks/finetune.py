@@ -41,7 +41,8 @@ from peers import OUTSIDE, ROOT, TRAINERS, TooSlowError, interpreter, run
 
 HERE = Path(__file__).parent
 DANLU = [str(Path(sys.executable).with_name("danlu")), "finetune"]
-LITGPT = ["torch==2.13.0", "litgpt==0.5.13"]
+LITGPT = ["torch==2.13.0", "litgpt==0.5.13", "requests==2.32.5"]
+"""Its reader of settings wants requests and does not ask for it."""
 HELD_OUT = 64
 TEMPLATE = (  # SmolLM2's, saying which tokens are learned
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\n"

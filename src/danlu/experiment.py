@@ -120,9 +120,16 @@ def ask(
             kept[key] = settings.pop(key).value
     asked = Asked(recipe, settings, kept, network)
     check_read(asked)
-    if network is not None and (task := asked.experiment.task.task) != "image-classification":
-        raise UserError(f"a network of your own does not learn {task}", "it classifies images: image-classification")
+    if network is not None and (task := asked.experiment.task.task) not in OWN:
+        raise UserError(
+            f"a network of your own does not learn {task}",
+            "it classifies images (image-classification), or learns what comes next in a text (gpt)",
+        )
     return asked
+
+
+OWN = ("image-classification", "language-model")
+"""What a person's own network can learn."""
 
 
 def spelled_out(settings: Mapping[str, T]) -> dict[str, T]:

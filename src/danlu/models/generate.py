@@ -109,7 +109,7 @@ def _run(
     model: Any, rows: list[_Row], sampling: Sampling, ends: frozenset[int], on_token: Callable[[int, int], None] | None
 ) -> list[Generated]:
     done: list[Generated | None] = [None] * len(rows)
-    cached = hasattr(model, "cache")
+    cached = getattr(model, "cache", None) is not None
     cache = model.cache(len(rows)) if cached else None
     device = next(model.parameters()).device
     fresh = True

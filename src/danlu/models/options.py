@@ -11,6 +11,8 @@ from danlu.core.types import CORPUS_TASKS, IMAGE_TASKS, TEXT_TASKS
 
 CODE = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 """How a person's own network is named: `module:object`."""
+THEIRS = "danlu_own"
+"""The model_type of such a network's config.json."""
 
 
 @dataclass(frozen=True)

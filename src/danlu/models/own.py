@@ -1,4 +1,5 @@
-"""A person's own network: what `build(channels, size, labels)` returns, an nn.Module or a Keras model on its torch backend.
+"""A person's own network: what `build(channels, size, labels)` returns, an nn.Module or a Keras model on its torch backend; for running text
+see `own_text.py`.
 
 Code is only ever taken from the command or call of the moment. What a run says of it is words, and nothing of a run is imported.
 """
@@ -10,10 +11,10 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -25,15 +26,15 @@ from danlu.models.pretrained import Log, label_keys, labels_of, some, weight_fil
 from danlu.models.vision import Network
 
 
-Code = str | Callable[[int, int, int], Any]
-"""`module:object`, or the function or class itself: (channels, size, labels) -> network."""
+Code = str | Callable[..., Any]
+"""`module:object`, or the function or class itself: (channels, size, labels) -> network, or (vocabulary, context) -> network."""
 BUILD = "def build(channels, size, labels): …  # an nn.Module from [n, channels, size, size] to logits [n, labels]"
 
 
-def find(code: Code | None, said: Any) -> tuple[str, Callable[[int, int, int], Any]]:
+def find(code: Code | None, said: Any, example: str = BUILD) -> tuple[str, Callable[..., Any]]:
     """(its name, what makes the network). A name is imported, from the current folder too, as `python -m` would.
 
-    said: what a run or a file says of it; only shown.
+    said: what a run or a file says of it; only shown. example: how one is written.
 
     Raises:
         UserError: there is no code, no such module or object, importing it fails, or it makes no network.
@@ -67,11 +68,11 @@ def find(code: Code | None, said: Any) -> tuple[str, Callable[[int, int, int], A
         for part in path.split("."):
             if not hasattr(found, part):
                 names = [each for each in dir(found) if each[0] != "_"]
-                raise UserError(f"{code}: {module} has no {part}", nearest(part, names) if names else BUILD)
+                raise UserError(f"{code}: {module} has no {part}", nearest(part, names) if names else example)
             found = getattr(found, part)
     if isinstance(found, nn.Module) or not callable(found):
         what = "a network already made" if isinstance(found, nn.Module) else f"of type {type(found).__name__}"
-        raise UserError(f"{name} is {what}, expected a function or class that makes a network", BUILD)
+        raise UserError(f"{name} is {what}, expected a function or class that makes a network", example)
     return name, found
 
 
@@ -90,17 +91,14 @@ def theirs(name: str) -> Iterator[None]:
         raise UserError(f"{name}: {type(error).__name__}: {str(error)[:500]}", fix) from error
 
 
-class Own(Network):
-    """A person's network under the names its weights have there; what it returns are the logits already."""
+class Theirs(nn.Module):
+    """A person's network under the names its weights have there."""
 
-    head = None
     module: Any
     name: str
 
-    def __init__(self, config: Mapping[str, Any], module: nn.Module, name: str) -> None:
-        super().__init__(config)
-        del self.config["architectures"]  # transformers has none of it
-        self.labels = len(labels_of(self.config) or ())
+    def take_over(self, module: nn.Module, name: str) -> None:
+        """Its parts become ours, in the same dictionaries."""
         # `network`, which is asked for when saving, may be a part of theirs
         self.__dict__ |= {"module": module, "name": name, "network": None}
         for key in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -113,7 +111,7 @@ class Own(Network):
         """Weights that do not learn; a checkpoint holds them too, since only a person's code could make them again."""
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def train(self, mode: bool = True) -> Own:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.module.train(mode)
         return self
@@ -122,6 +120,18 @@ class Own(Network):
         """Each tensor once: a weight that stands in two places has one name."""
         names = dict(self.named_parameters()).keys() | dict(self.named_buffers()).keys()
         return {name: tensor for name, tensor in super().state_dict(*args, **settings).items() if name in names}
+
+
+class Own(Theirs, Network):
+    """A person's network of images; what it returns are the logits already."""
+
+    head = None
+
+    def __init__(self, config: Mapping[str, Any], module: nn.Module, name: str) -> None:
+        super().__init__(config)
+        del self.config["architectures"]  # transformers has none of it
+        self.labels = len(labels_of(self.config) or ())
+        self.take_over(module, name)
 
     def body(self, images: Tensor) -> Tensor:
         """[n, channels, size, size] -> [n, labels]"""
@@ -139,37 +149,55 @@ class Own(Network):
         return features
 
 
-def make(config: Mapping[str, Any], code: Code | None, seed: int) -> Own:
-    """The network that `code` builds for a config.json; what it draws depends on the seed alone. Tried on two images of noise.
-
-    Raises:
-        UserError: there is no code, it fails, or what it makes is not what can be trained here.
-    """
-    name, build = find(code, config.get("code"))
-    channels, size, labels = config["num_channels"], config["image_size"], len(labels_of(dict(config)) or ())
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside, by torch, NumPy or Python, depends on the seed alone; behind it all is as before."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (other people's code draws from it)
         try:
-            with theirs(name):
-                if keras := sys.modules.get("keras"):
-                    keras.utils.clear_session(free_memory=False)  # or the second network's weights had other names
-                module: Any = build(channels, size, labels)
-                keras = sys.modules.get("keras")
-                if keras and isinstance(module, keras.Model):
-                    module = OnTorch(module, channels, size)
-            if not isinstance(module, nn.Module):
-                raise UserError(f"{name} returns {type(module).__name__}, expected a torch.nn.Module", BUILD)
-            network = Own(config, module, name).eval()
-            if not any(parameter.requires_grad for parameter in network.parameters()):
-                raise UserError(f"{name}: the network has no parameters that learn", "see requires_grad")
-            with torch.no_grad():
-                tried = network(torch.randn(2, channels, size, size).to(next(network.parameters()).device))
+            yield
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
+
+
+def checked(module: Any, name: str, example: str) -> nn.Module:
+    """What their code made.
+
+    Raises:
+        UserError: it is no module, or nothing in it learns.
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{name} returns {type(module).__name__}, expected a torch.nn.Module", example)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(f"{name}: the network has no parameters that learn", "see requires_grad")
+    return module
+
+
+def make(config: Mapping[str, Any], code: Code | None, seed: int) -> Own:
+    """The network that `code` builds for a config.json; what it draws depends on the seed alone. Tried on two images of noise.
+
+    Raises:
+        UserError: there is no code, it fails, or what it makes is not what can be trained here.
+    """
+    if "num_channels" not in config:
+        raise UserError(f"{config.get('code')} is a network of texts", "danlu pretrain gpt")
+    name, build = find(code, config.get("code"))
+    channels, size, labels = config["num_channels"], config["image_size"], len(labels_of(dict(config)) or ())
+    with seeded(seed):
+        with theirs(name):
+            if keras := sys.modules.get("keras"):
+                keras.utils.clear_session(free_memory=False)  # or the second network's weights had other names
+            module: Any = build(channels, size, labels)
+            keras = sys.modules.get("keras")
+            if keras and isinstance(module, keras.Model):
+                module = OnTorch(module, channels, size)
+        network = Own(config, checked(module, name, BUILD), name).eval()
+        with torch.no_grad():
+            tried = network(torch.randn(2, channels, size, size).to(next(network.parameters()).device))
     if tried.min() >= 0 and (tried.sum(1) - 1).abs().max() < 1e-4:
         raise UserError(f"{name} gives probabilities (rows sum to 1), expected logits", "leave out its softmax")
     return network
@@ -181,14 +209,25 @@ def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int, 
     Raises:
         UserError: as `make`; or the weights are of another network.
     """
-    from safetensors.torch import load_file
-
-    network = make(config, code, seed)
-    wanted, head, found = network.state_dict(), set[str](), dict[str, Tensor]()
+    network, head = make(config, code, seed), set[str]()
     if fresh:
+        wanted = network.state_dict()
         more = make({**config, **label_keys([*(labels_of(dict(config)) or ()), "one more"])}, code, seed).state_dict()
         head = {name for name in wanted if name not in more or more[name].shape != wanted[name].shape}
         log(f"new head: {some(head)}, drawn as {network.name} draws it")
+    fill(network, folder, head)
+    return network
+
+
+def fill(network: Theirs, folder: Path, head: Set[str] = frozenset()) -> None:
+    """The weights in `folder`, but for those of a new `head`.
+
+    Raises:
+        UserError: they are of another network.
+    """
+    from safetensors.torch import load_file
+
+    wanted, found = network.state_dict(), dict[str, Tensor]()
     for file in weight_files(folder):
         found |= load_file(file)
     has, needs = (
@@ -198,7 +237,6 @@ def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int, 
     if wrong := {f"{name} is {has.get(name, 'missing')}, expected {needs.get(name, 'none')}" for name in names}:
         raise UserError(f"{folder} does not fit {network.name}: {some(wrong)}", "give the code it was trained with")
     network.load_state_dict({name: found[name] for name in wanted.keys() - head}, strict=False)
-    return network
 
 
 class OnTorch(nn.Module):

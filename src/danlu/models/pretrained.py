@@ -26,6 +26,7 @@ from danlu.core.cache import build_once, cache_folder, read_text, remembered_sha
 from danlu.core.errors import UserError, nearest
 from danlu.core.run import find_run, is_run, nearby
 from danlu.models.catalogue import MODELS, Entry, Member
+from danlu.models.options import THEIRS
 
 
 if TYPE_CHECKING:
@@ -468,13 +469,14 @@ def load(
     seed: int = 0,
     new_head: bool = False,
     log: Log = print,
+    network: Any = None,
 ) -> nn.Module:
     """The network in `folder`, a Backbone: our own where we have the architecture, transformers' otherwise.
 
     task: "language" or "classification". labels: of a classifier, in the order of its outputs; None takes the folder's. A head for
     other labels than the folder's is drawn anew from normal(0, initializer_range) by `seed`, and `log` says so.
     new_head: an encoder without a head for masked language modelling is given one. dropout: None takes the folder's. dtype: of the
-    parameters, float32 by default.
+    parameters, float32 by default. network: the code of a person's own.
 
     Raises:
         UserError: a weight is missing, unknown or of another shape (all named), a file is damaged, or the task has no head here.
@@ -492,6 +494,10 @@ def load(
         config |= label_keys(labels)
     fresh_head = task == "classification" and labels is not None and old != list(labels)
     check_repeats(config, folder)
+    if config.get("model_type") == THEIRS and task == "language":
+        from danlu.models import own_text
+
+        return own_text.load(folder, config, network, seed).train()
     if own is None:
         return _load_foreign(folder, config, task, fresh_head, dropout, dtype, seed, log)
     ending = {

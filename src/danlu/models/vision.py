@@ -21,7 +21,7 @@ from danlu.core.errors import UserError, nearest, reading
 from danlu.models.blocks import count_labels
 from danlu.models.dropout import Dropout
 from danlu.models.initialise import Undrawn
-from danlu.models.options import CODE
+from danlu.models.options import CODE, THEIRS
 from danlu.models.pretrained import (
     DROPOUTS,
     Log,
@@ -284,7 +284,7 @@ class Transformers(Network):
 
 # ---------------------------------------------------------------------------------------------- from and to a description
 
-OWN = ("danlu_mlp", "vgg", "danlu_autoencoder", "danlu_gan", "danlu_own")
+OWN = ("danlu_mlp", "vgg", "danlu_autoencoder", "danlu_gan", THEIRS)
 """What is not transformers'; the last is a person's own network, of `models/own.py`."""
 TRAINING_BYTES = 16
 """A parameter's weight, gradient and Adam's two moments in float32."""

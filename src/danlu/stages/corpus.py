@@ -20,8 +20,9 @@ from danlu.data.pack import Packed, Tokens
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
-from danlu.models import scaling
+from danlu.models import own, own_text, scaling
 from danlu.models.generate import Sampling
+from danlu.models.options import CODE
 from danlu.models.pretrained import Base, resolve, tokenizer_folder
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
@@ -56,6 +57,9 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     curated = Curated.of(asked) if data is None else None
     sources = {"data": curated.source} if curated else sources_of(asked, data, read_source)
     base = start(asked, say)
+    theirs = CODE.fullmatch(base.name) is not None
+    if asked.network is not None or theirs:
+        own.find(asked.network, base.name, own_text.BUILD)  # what is wrong with it is told before anything is read
     check_gain(experiment, base)
     weights = None if base.kind == "random" else weights_of(base, say)
     if weights is not None and weights.bidirectional == causal:
@@ -95,7 +99,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     described = None
     everything = derive(asked, weights, rows, context, tokenizer, say)
     if weights is None:
-        depth = number(everything["depth"].value)
+        depth = 0 if theirs else number(everything["depth"].value)
         described = config_of(base.name, depth, context, tokenizer)
     if curated:
         findings = curated.findings()
@@ -134,9 +138,13 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
 def start(asked: Asked, say: Say) -> Base:
     """Where the weights come from; gpt and bert mean random ones."""
     name, task, options = asked.experiment.model.model, asked.experiment.task.task, asked.experiment
-    if name in SCRATCH:
-        if SCRATCH[name] != task:
-            raise UserError(f"model={name} cannot be trained for {task}", f"danlu pretrain {name}")
+    if name in SCRATCH or CODE.fullmatch(name):
+        if SCRATCH.get(name, "language-model") != task:
+            fix = f"danlu pretrain {name if name in SCRATCH else f'gpt model={name}'}"
+            raise UserError(f"model={name} cannot be trained for {task}", fix)
+        for key in ("depth", "vectors", "dropout") if name not in SCRATCH else ():
+            if getattr(options.model, key) is not None:
+                raise UserError(f"{key}= describes danlu's own networks, and {name} is yours", "leave it out")
         settings = asked.settings
         both = [
             settings[key] for key in ("tokenizer", "vocabulary") if key in settings and settings[key].value is not None
@@ -174,8 +182,11 @@ def vocabulary(asked: Asked, items: Sequence[Item], causal: bool, say: Say) -> T
 
 
 def config_of(name: str, depth: int, context: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The config.json of random weights, with the numbers of its tokenizer's special tokens."""
-    found = plan.config_of(name, depth, tokenizer.size, context)
+    """The config.json of random weights, with the numbers of its tokenizer's special tokens. name: an architecture, or a person's code."""
+    if name in SCRATCH:
+        found = plan.config_of(name, depth, tokenizer.size, context)
+    else:
+        found = own_text.describe(name, tokenizer.size, context)
     named = {key: tokenizer.specials.get(tokenizer.named.get(f"{key}_token", "")) for key in ("bos", "eos", "pad")}
     return found | {f"{key}_token_id": each for key, each in named.items() if each is not None}
 
@@ -207,8 +218,12 @@ def derive(
 ) -> dict[str, Setting]:
     """The settings of training on running text."""
     opened, tokens = Open(asked), rows["train"].size
-    if weights is not None and opened.settings["optimizer"].origin.startswith("recipe"):
-        opened.settings["optimizer"] = Setting("adamw", "derived: learned weights were most likely learned with Adam")
+    theirs = CODE.fullmatch(str(asked.experiment.model.model)) is not None
+    if (weights is not None or theirs) and opened.settings["optimizer"].origin.startswith("recipe"):
+        why = "learned weights were most likely learned with Adam"
+        if theirs:
+            why = "which of your network's matrices are embeddings or a head, which Muon leaves out, is not known"
+        opened.settings["optimizer"] = Setting("adamw", f"derived: {why}")
         opened.settings["momentum"] = Setting(None, "default")
     passes = float(scaling.PASSES) if weights is None else 1.0
     batch, of = plan.batch_tokens(scaling.PASSES * tokens), f"{tokens:,} tokens to learn from"
@@ -221,6 +236,8 @@ def derive(
         if asked.experiment.model.method == "lora":
             raise UserError("method=lora: random weights have nothing to keep", "leave it out")
         opened.fill("method", "full", "random weights")
+        opened.fill("vocabulary", tokenizer.size, "the tokenizer's")
+    if weights is None and not theirs:
         reason = f"{tokens:,} tokens, {scaling.PASSES} passes, {scaling.TOKENS_PER_WEIGHT} for each weight (Hoffmann et al. 2022)"
         if found := plan.planned(asked, opened, rows, context, tokenizer.size, say):
             batch, of = found.batch, f"{found.tokens:,} tokens in the time"
@@ -232,15 +249,16 @@ def derive(
             if looked < len(rows["validation"]):
                 opened.fill("validation_rows", max(1, looked), "all validations take a fifteenth of the time at most")
         opened.fill("depth", found.depth if found else scaling.deepest(scaling.PASSES * tokens), reason)
-        opened.fill("vocabulary", tokenizer.size, "the tokenizer's")
         opened.fill("dropout", 0.0, "few passes over a text leave little to overfit")
     opened.fill("max_tokens", context, "nine of ten documents fit, as far as the model sees")
-    wide = 64 * number(opened.settings["depth"].value) if weights is None else 0
     if lora:
         rate, why = 2e-4, "LoRA's matrices start at zero and bear ten times the rate of whole weights"
     elif weights is not None:
         rate, why = (1e-4, "learned weights: an order below the rate of pretraining, so that what they know stays")
+    elif theirs:
+        rate, why = 1e-3, "random weights of a network of yours; try a third and three times as much"
     else:
+        wide = 64 * number(opened.settings["depth"].value)
         rate, why = plan.learning_rate(wide), f"random weights, {wide} wide: 3e-3 up to 256, then falling as 1 / width"
     opened.fill("learning_rate", rate, why)
     size = max(1, batch // context)
@@ -281,5 +299,9 @@ CORPUS = Modality(
     predict=predict,
     answering=answering,
     watch=watch,
-    settings={"evaluate": ("text",), "predict": ("text", *(field.name for field in fields(Sampling)))},
+    settings={
+        "evaluate": ("text", "network"),
+        "predict": ("text", "network", *(field.name for field in fields(Sampling))),
+        "serve": ("network",),
+    },
 )

@@ -109,7 +109,7 @@ def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Meas
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     """The test of a training run, beside simple counts of the training text, and beside the model it started from."""
-    opened, items = open_final(run), prepared.items["test"]
+    opened, items = open_final(run, network=prepared.asked.network), prepared.items["test"]
     share = prepared.experiment.task.mask_share
     say(f"testing on {len(items)} documents that were neither learned from nor chosen by")
     mine = measured(opened, items, share)
@@ -186,9 +186,9 @@ def examples(opened: Opened, items: Sequence[Item], shown: int = SHOWN, beginnin
     return found
 
 
-def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str, Any]:
-    """Figures of a finished run on its own test documents, or on `data`."""
-    opened, own = open_final(run), data is None
+def evaluate(run: Run, data: Any, say: Say, text: str | None = None, network: Any = None) -> dict[str, Any]:
+    """Figures of a finished run on its own test documents, or on `data`. network: the code of a person's own."""
+    opened, own = open_final(run, network=network), data is None
     if own and text is not None:
         raise UserError(f"text={text}, but no column of a file is read here", "leave it out, or give data=FILE")
     used = run.settings() | ({"text": text} if text else {})
@@ -205,9 +205,9 @@ def evaluate(run: Run, data: Any, say: Say, text: str | None = None) -> dict[str
 # -------------------------------------------------------------------------------------------------------------- answers
 
 
-def answering(run: Run) -> Writer | Predictor:
-    """The final model as the service asks it."""
-    opened = open_final(run)
+def answering(run: Run, network: Any = None) -> Writer | Predictor:
+    """The final model as the service asks it. network: the code of a person's own."""
+    opened = open_final(run, network=network)
     return Speaker(opened) if opened.task == "language-model" else Filler(opened)
 
 
@@ -224,10 +224,15 @@ class Filler:
 
 
 def predict(
-    run: Run, inputs: Sequence[Any] | None, data: Any = None, text: str | None = None, **settings: Any
+    run: Run,
+    inputs: Sequence[Any] | None,
+    data: Any = None,
+    text: str | None = None,
+    network: Any = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
-    """What goes on from each text, or stands behind its masks. settings: of `Sampling`."""
-    opened = open_final(run)
+    """What goes on from each text, or stands behind its masks. settings: of `Sampling`. network: the code of a person's own."""
+    opened = open_final(run, network=network)
     given = [inputs] if isinstance(inputs, str) else inputs
     asked = list(given) if given is not None else inputs_of(opened, read(data), text)
     if not asked:

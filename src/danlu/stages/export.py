@@ -16,6 +16,8 @@ from danlu.core.run import Run
 from danlu.models import gguf as reader
 from danlu.models.blocks import Rotary
 from danlu.models.decoder import FAMILY, Decoder, windows
+from danlu.models.options import THEIRS
+from danlu.models.pretrained import read_json
 from danlu.stages.load import Opened, open_final
 
 
@@ -49,11 +51,15 @@ def export(run: Run, out: Path | None = None, kind: str = "gguf", dtype: str = "
     task = run.read("run.json")["task"]
     if task not in ("chat", "language-model"):
         raise UserError(f"{run.path} is a {task} run; exported to GGUF are chat and language-model runs", INSTEAD)
+    able = f"{', '.join(reader.CLASSES)} without sliding windows"
+    described = run.model / "config.json"
+    if described.is_file() and read_json(described).get("model_type") == THEIRS:
+        fix = f"danlu serve {run.path} network=module:object"
+        raise UserError(f"{run.path} is a network of your own; exported to GGUF are {able}", fix)
     opened = open_final(run, precision="float32", merged=True)
     architecture = str(opened.model.config.get("model_type"))
     full = FAMILY.get(architecture, {}) | dict(opened.model.config)
     if not isinstance(opened.model, Decoder) or architecture not in reader.CLASSES or any(windows(full)):
-        able = f"{', '.join(reader.CLASSES)} without sliding windows"
         raise UserError(f"{run.path} has the architecture {architecture!r}; exported to GGUF are {able}", INSTEAD)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

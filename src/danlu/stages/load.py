@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
 from danlu.core.types import CLASSIFIERS
+from danlu.models.options import THEIRS
 from danlu.models.pretrained import Base, labels_of, read_json, resolve, shapes, weight_files, weights_sha256
 
 
@@ -152,8 +153,9 @@ def open_weights(
     merged: bool = True,
     new_head: bool = False,
     say: Callable[[str], None] = print,
+    network: Any = None,
 ) -> Any:
-    """The network on its device; an adapter is put on and, if `merged`, added into the weights."""
+    """The network on its device; an adapter is put on and, if `merged`, added into the weights. network: the code of a person's own."""
     import torch
 
     from danlu.models.pretrained import load
@@ -162,7 +164,8 @@ def open_weights(
     kind = "classification" if task in CLASSIFIERS else "language"
     quiet = (lambda _: None) if weights.adapter is not None else say
     with reading(weights.folder):
-        model = load(weights.folder, task=kind, labels=labels, dropout=dropout, seed=seed, new_head=new_head, log=quiet)
+        chosen: dict[str, Any] = {"labels": labels, "dropout": dropout, "seed": seed, "new_head": new_head}
+        model = load(weights.folder, task=kind, log=quiet, network=network, **chosen)
     if weights.adapter is not None:
         with reading(weights.adapter):
             adapter.load(model, weights.adapter)
@@ -189,8 +192,12 @@ class Opened:
     text_column: str | None = None
 
 
-def open_final(run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False) -> Opened:
+def open_final(
+    run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False, network: Any = None
+) -> Opened:
     """The final model of a run, in evaluation mode, in the precision it was evaluated in unless told otherwise.
+
+    network: the code of a person's own.
 
     Raises:
         UserError: the run has none yet, or it has changed since it was written.
@@ -214,11 +221,11 @@ def open_final(run: Run, precision: str | None = None, threads: int | None = Non
             f"{run.path}: run.json has the labels {', '.join(labels)}, model/config.json has others",
             "restore the folder from a copy of the run",
         )
-    model = open_weights(weights, facts["task"], labels or None, merged=merged)
+    model = open_weights(weights, facts["task"], labels or None, merged=merged, network=network)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     kind: torch.dtype = getattr(torch, name)
-    if kind != torch.float32:
+    if kind != torch.float32 and model.config.get("model_type") != THEIRS:  # a person's own code expects what it made
         cast_frozen(model, kind, keep="lora_")
     return Opened(
         run,

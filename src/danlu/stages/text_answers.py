@@ -23,6 +23,7 @@ from danlu.evaluation.baselines import Baseline, baselines
 from danlu.evaluation.classification import beside, right_and_wrong
 from danlu.evaluation.compare import compare
 from danlu.models.generate import Sampling, generate
+from danlu.models.options import THEIRS
 from danlu.serving.engine import Answer, Asked, Predictor, Writer, check_length
 from danlu.stages.load import Opened, open_final, open_weights, weights_of
 from danlu.stages.prepare import Prepared, Say, fingerprint, learned_by
@@ -362,10 +363,10 @@ def untouched(opened: Opened, prepared: Prepared) -> Iterator[Opened]:
         with adapter.switched_off(opened.model):
             yield opened
         return
-    model = open_weights(weights_of(prepared.base), opened.task, None)
+    model = open_weights(weights_of(prepared.base), opened.task, None, network=prepared.asked.network)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    if opened.precision != torch.float32:
+    if opened.precision != torch.float32 and model.config.get("model_type") != THEIRS:
         cast_frozen(model, opened.precision)
     yield replace(opened, model=model.eval())
 

@@ -26,10 +26,11 @@ from danlu.data.loader import IGNORED, Rows
 from danlu.data.source import Source, read
 from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked, Experiment, unread
-from danlu.models import decoder, encoder
+from danlu.models import decoder, encoder, own_text
 from danlu.models.catalogue import MODELS
 from danlu.models.generate import Sampling
 from danlu.models.initialise import embed, initialise
+from danlu.models.options import THEIRS
 from danlu.models.pretrained import Base, label_keys, read_json, resolve
 from danlu.stages.load import Weights, open_weights, weights_of
 from danlu.stages.modality import Modality
@@ -369,9 +370,14 @@ def network(prepared: Prepared, say: Say) -> Any:
     """The network of an experiment on its device: random weights by seed, or learned ones with a new head where the labels are new."""
     options, seed, labels = prepared.experiment.model, prepared.experiment.training.seed, prepared.labels or None
     if prepared.config is None:
-        return open_weights(
-            prepared.weights, prepared.task, labels, dropout=options.dropout, seed=seed, new_head=True, say=say
-        )
+        chosen: dict[str, Any] = {"dropout": options.dropout, "seed": seed, "new_head": True, "say": say}
+        return open_weights(prepared.weights, prepared.task, labels, network=prepared.asked.network, **chosen)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if prepared.config["model_type"] == THEIRS:
+        theirs = own_text.make(prepared.config, prepared.asked.network, seed)
+        if options.initialise:
+            initialise(theirs, options.initialise, seed)
+        return theirs.train().to(place)
     own: Any = decoder.Decoder if decoder.supports(prepared.config) else encoder.Encoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -381,7 +387,7 @@ def network(prepared: Prepared, say: Say) -> Any:
     if prepared.vectors is not None:
         tokens, vectors = map(torch.from_numpy, prepared.vectors)
         embed(model, tokens, vectors, seed)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(place)
 
 
 def blank(prepared: Prepared) -> Prepared | None:

@@ -1,0 +1,103 @@
+"""A person's own language model: what `build(vocabulary, context)` returns, an nn.Module from tokens to the logits of the next ones.
+
+Code is only ever taken from the command or call of the moment (`own.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from danlu.core.errors import UserError
+from danlu.models.blocks import check_lengths
+from danlu.models.options import THEIRS
+from danlu.models.own import Code, Theirs, checked, fill, find, seeded, theirs
+
+
+BUILD = "def build(vocabulary, context): …  # an nn.Module from ids [n, length] to logits [n, length, vocabulary], each of the tokens up to its own"
+TRIED = 12
+"""Tokens in the text that a network is tried on."""
+
+
+def describe(code: str, vocabulary: int, context: int) -> dict[str, Any]:
+    """The config.json of one: words about the code, and what it is built for."""
+    return {"model_type": THEIRS, "code": code, "vocab_size": vocabulary, "max_position_embeddings": context}
+
+
+class OwnText(Theirs):
+    """A person's network as a `core.types.Backbone`. Documents become rows of a batch, filled up behind: none sees another, and of what
+    stands behind it a network that looks only back sees nothing."""
+
+    cache = unembedding = None  # what our own decoders have; a part of theirs may be called so
+
+    def __init__(self, config: Mapping[str, Any], module: Any, name: str) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = dict(config)
+        self.context, self.vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
+        self.take_over(module, name)
+
+    def forward(self, ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """ids [tokens] -> logits [tokens, vocabulary]"""
+        check_lengths(ids, lengths, self.context)
+        rows = pad_sequence(list(ids.split(list(lengths))), batch_first=True)
+        with theirs(self.name):
+            logits = self.module(rows)
+        is_tensor, expected = isinstance(logits, Tensor), [*rows.shape, self.vocabulary]
+        if not is_tensor or list(logits.shape) != expected or not logits.is_floating_point():
+            found = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+            raise UserError(
+                f"{self.name}: for ids {list(rows.shape)} it gives {found}, expected floats {expected}", BUILD
+            )
+        seen = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+        return cast(Tensor, logits[seen])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`forward` has computed them already."""
+        return hidden
+
+
+def make(config: Mapping[str, Any], code: Code | None, seed: int) -> OwnText:
+    """The network that `code` builds for a config.json; what it draws depends on the seed alone. Tried on a text whose end changes.
+
+    Raises:
+        UserError: there is no code, it fails, or what it makes is not what can be trained here.
+    """
+    name, build = find(code, config.get("code"), BUILD)
+    vocabulary, context = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    with seeded(seed):
+        with theirs(name):
+            module = build(vocabulary, context)
+        network = OwnText(config, checked(module, name, BUILD), name).eval()
+        device = next(network.parameters()).device
+        length = min(TRIED, context)
+        ids = torch.randint(vocabulary, (length,), device=device)
+        other = torch.cat([ids[:-1], (ids[-1:] + 1) % vocabulary])
+        with torch.no_grad():
+            one, two = network(torch.cat([ids, other]), (length, length)).split(length)
+            longest = network(torch.randint(vocabulary, (context,), device=device), (context,))
+    if (one[:-1] - two[:-1]).abs().max() > 1e-4 * one.abs().max().clamp(min=1.0):
+        raise UserError(
+            f"{name} looks ahead: with another token {length}, the logits of the tokens before it are others",
+            "mask what comes later (a causal mask), or the loss is of tokens that it was shown",
+        )
+    if longest.min() >= 0 and (longest.sum(1) - 1).abs().max() < 1e-4:
+        raise UserError(f"{name} gives probabilities (rows sum to 1), expected logits", "leave out its softmax")
+    return network
+
+
+def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int) -> OwnText:
+    """The network with the weights in `folder`.
+
+    Raises:
+        UserError: as `make`; or the weights are of another network.
+    """
+    if "vocab_size" not in config:
+        raise UserError(f"{config.get('code')} is a network of images", "danlu finetune image-classification")
+    network = make(config, code, seed)
+    fill(network, folder)
+    return network
