@@ -173,14 +173,20 @@ def test_a_trial_on_a_machine_at_rest_is_remembered(sorter, text_file, tmp_path,
     tried(rest=False)
     assert times == [1, 1], "beside other work every start measures"
     kept = tried(rest=True)
-    assert tried(rest=False, learning_rate=0.1) == kept and tried(rest=True) == kept and times == [1, 1, 1]
+    for again in (tried(rest=False, learning_rate=0.1), tried(rest=True)):
+        assert again["tokens_per_second"] == kept["tokens_per_second"] and again["bytes_each"] == kept["bytes_each"]
+    assert times == [1, 1, 2]
+    held = np.ones(200_000_000, np.uint8)
+    more = tried(rest=True)["fixed_bytes"]
+    assert more > 0.9 * held.nbytes, "what the process has now is not remembered"
+    del held
     for other in ({"method": "lora"}, {"max_tokens": 8}, {"dropout": 0.3}, {"freeze": "embeddings"}):
         tried(rest=False, **other)
-    assert times == [1] * 7, "another network, number of trained weights or shape is another trial"
+    assert times == [1, 1, 2, 1, 1, 1, 1], "another network, number of trained weights or shape is another trial"
     tried(rest=True, steps=None, hours=1)
-    assert times[-1] == 2, "what fills hours is measured now"
+    assert len(times) == 8, "what fills hours is measured now"
     (place,) = (tmp_path / "cache" / "speed").glob("trial-*")
-    for broken in ("", "[]", '{"seconds": 0, "held": 1, "resident": 1}', '{"seconds": "1"}'):
+    for broken in ("", "[]", '{"seconds": 0, "held": 1}', '{"seconds": "1"}'):
         place.write_text(broken)
         tried(rest=True)
     assert len(times) == 12

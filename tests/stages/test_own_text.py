@@ -50,6 +50,17 @@ class Sure(Net):
         return super().forward(ids).softmax(-1)
 
 
+class Table(Net):
+    def __init__(self, vocabulary, context):
+        super().__init__(vocabulary, context)
+        self.table = nn.Parameter(torch.randn(context, 32), requires_grad=False)
+        self.places = nn.Parameter(torch.arange(context), requires_grad=False)
+
+    def forward(self, ids):
+        places = self.table[self.places[: ids.shape[1]]]
+        return self.unembedding(self.recurrent(self.cache(ids) + places)[0])
+
+
 class Frozen(Net):
     def __init__(self, vocabulary, context):
         super().__init__(vocabulary, context)
@@ -139,12 +150,29 @@ def test_a_killed_run_goes_on_bit_for_bit(net, danlu, spawn):
         (("model=my_text:Nett",), "my_text has no Nett"),
         (("model=my_text:Net", "depth=2"), "depth= describes danlu's own networks, and my_text:Net is yours"),
         (("model=my_text:Net", "method=lora"), "random weights have nothing to keep"),
+        (("network=my_text:Net",), "network=my_text:Net, but the network is a gpt"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_before_anything_is_trained(words, told, net, danlu):
     done = pretrain(danlu, *words, "steps=2", out="no")
     assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
     assert not (net / "no" / "checkpoints").exists()
+
+
+def test_what_your_code_freezes_stays_and_what_nobody_reads_is_refused(net, danlu):
+    assert pretrain(danlu, "model=my_text:Table", "steps=2", out="mine").code == 0
+    more = ("init=mine", "network=my_text:Table", "data=texts.jsonl", "steps=2", "threads=1", "near=0", "max_tokens=64")
+    done = danlu("pretrain", "gpt", *more, "out=more")
+    assert done.code == 0, done.err
+    one, two = (load_file(net / name / "model/model.safetensors") for name in ("mine", "more"))
+    assert torch.equal(one["table"], two["table"]) and torch.equal(one["places"], two["places"])
+    assert not torch.equal(one["cache.weight"], two["cache.weight"])
+    for word, told in (("dropout=0.3", "describes danlu's own networks"), ("method=lora", "is a network of your own")):
+        done = danlu("pretrain", "gpt", *more, word, "out=no")
+        assert done.code == 2 and told in done.err, done.err
+    assert danlu("pretrain", "gpt", "data=texts.jsonl", "depth=1", "steps=1", *SET[:5], "near=0", "out=plain").code == 0
+    done = danlu("evaluate", "plain", "network=my_text:Net")
+    assert done.code == 2 and "network=my_text:Net, but the network is a" in done.err, done.err
 
 
 def test_masked_models_of_your_own_are_refused(net, danlu):
@@ -157,6 +185,14 @@ def test_a_run_names_no_code_that_is_run(net, danlu):
     for words in (("evaluate", "mine"), ("predict", "mine", "A text")):
         done = danlu(*words)
         assert done.code == 2 and "code that a run or a file names is never run" in done.err, done.err
+    (net / "canary.py").write_text("open('sung', 'w')\nfrom my_text import Net\n")
+    for path in (*net.glob("mine/**/config.json"), net / "mine/experiment.json", net / "mine/run.json"):
+        path.write_text(path.read_text().replace("my_text:Net", "canary:Net"))
+    for words in (("evaluate", "mine"), ("predict", "mine", "A text"), ("resume", "mine"), ("show", "mine"),
+                  ("export", "mine", "out=mine.gguf"), ("pretrain", "gpt", "init=mine", "data=texts.jsonl", "out=no")):  # fmt: skip
+        done = danlu(*words)
+        assert "Traceback" not in done.err, done.err
+    assert not (net / "sung").exists()
     done = danlu("evaluate", "mine", "network=my_text:Ahead")
     assert done.code == 2 and "looks ahead" in done.err
     done = danlu("export", "mine", "out=mine.gguf")
@@ -177,7 +213,10 @@ def test_documents_are_what_they_are_alone():
             return plain.logits(plain(ids.flatten(), (ids.shape[1],) * len(ids))).view(*ids.shape, -1)
 
     network = own_text.make(own_text.describe("here:Padded", 64, 32), Padded, 0)
-    ids, lengths = torch.randint(64, (32,)), (5, 20, 7)
+    lengths, sizes = (5, 20, 1, 7, 32, 3, 1), []
+    network.module.register_forward_pre_hook(lambda _, given: sizes.append(given[0].numel()))
+    ids = torch.randint(64, (sum(lengths),))
     with torch.no_grad():
         found, expected = network(ids, lengths), plain.logits(plain(ids, lengths))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert sum(sizes) < 2 * sum(lengths), "a long document does not make the short ones as long"

@@ -459,6 +459,16 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def needless(network: Any, config: Mapping[str, Any]) -> None:
+    """Code of a person's own network, given for one that is not.
+
+    Raises:
+        UserError: it would not be looked at.
+    """
+    if network is not None:
+        raise UserError(f"network={network}, but the network is a {config.get('model_type')}", "leave it out")
+
+
 def load(
     folder: Path,
     *,
@@ -497,7 +507,10 @@ def load(
     if config.get("model_type") == THEIRS and task == "language":
         from danlu.models import own_text
 
+        if dropout is not None:
+            raise UserError(f"dropout={dropout} describes danlu's own networks", "leave it out; set it in your code")
         return own_text.load(folder, config, network, seed).train()
+    needless(network, config)
     if own is None:
         return _load_foreign(folder, config, task, fresh_head, dropout, dtype, seed, log)
     ending = {

@@ -30,6 +30,7 @@ from danlu.models.pretrained import (
     label_keys,
     labels_of,
     misfit,
+    needless,
     quiet,
     read_json,
     read_weights,
@@ -323,16 +324,6 @@ def from_config(
     if made.head is not None:
         draw_head(made, seed)
     return made.train()
-
-
-def needless(network: Any, config: Mapping[str, Any]) -> None:
-    """Code of a person's own network, given for one that is not.
-
-    Raises:
-        UserError: it would not be looked at.
-    """
-    if network is not None:
-        raise UserError(f"network={network}, but the network is a {config.get('model_type')}", "leave it out")
 
 
 def _build(config: Mapping[str, Any]) -> Network:

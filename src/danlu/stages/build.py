@@ -113,7 +113,8 @@ def class_weights(prepared: Prepared) -> torch.Tensor | None:
 def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     """Speed and memory of this very model on these very rows; measured (`measured`), or remembered from an earlier start on a machine at rest.
 
-    Where steps are to fill `hours=`, nothing is remembered: the machine may be busy with something else.
+    Where steps are to fill `hours=`, nothing is remembered: the machine may be busy with something else; nor of a person's own network, whose
+    code may have changed.
     """
     rows, options = prepared.rows["train"], prepared.experiment.training
     most = modality(prepared.task).micro_batch(prepared)
@@ -123,11 +124,12 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     place = calibration.kept_at(
         device.machine(gpus=True), "trial", *what_a_trial_depends_on(built, prepared, shortest, batch)
     )
-    found = None if options.hours else remembered(place)
+    anew = bool(options.hours) or prepared.asked.network is not None
+    found = None if anew else remembered(place)
     if found is None:
-        rests = at_rest()
-        found = measured(built, shortest, batch, 2 if options.hours else 1)
-        if rests:
+        rests = not anew and at_rest()
+        found = measured(built, shortest, batch, 2 if options.hours or rests else 1)
+        if rests and at_rest():
             calibration.keep(place, found)
     rate = batch.size / found["seconds"]
     trained = sum(p.numel() for learner in built.task.learners().values() for p in learner.parameters.values())
@@ -146,7 +148,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         else 0.0,  # tokens of a row, which is never cut
         # a gradient and two moments; and a copy of weights and moments, from which a checkpoint is written; an average, and its copy
         **memory(
-            found["resident"] + (24.0 if options.ema is None else 32.0) * trained,
+            device.resident_memory_bytes() + (24.0 if options.ema is None else 32.0) * trained,
             found["held"],
             batch.size,
             min(most, per_step),
@@ -161,19 +163,20 @@ def what_a_trial_depends_on(built: Trainable, prepared: Prepared, *batches: Batc
     shapes = [(tuple(each.inputs.shape) if isinstance(each, Examples) else each.lengths) for each in batches]
     set_by = repr((experiment.task, experiment.model, experiment.training.threads, experiment.training.ema))
     processes = os.environ.get("WORLD_SIZE", "1")
-    return [version("danlu"), processes, type(built.model).__qualname__, weights, built.state.precision, shapes, set_by]
+    versions = [version(name) for name in ("danlu", "transformers")]
+    return [versions, processes, type(built.model).__qualname__, weights, built.state.precision, shapes, set_by]
 
 
 def remembered(place: Path) -> dict[str, float] | None:
     """What `measured` gave, if it was kept and is whole."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return {key: calibration.rate(calibration.kept(place)[key]) for key in ("seconds", "held", "resident")}
+        return {key: calibration.rate(calibration.kept(place)[key]) for key in ("seconds", "held")}
     return None
 
 
 def measured(built: Trainable, shortest: Batch, batch: Batch, times: int) -> dict[str, float]:
-    """seconds of a forward and a backward pass over `batch`, the shortest of so many `times`; bytes held for the backward pass, and
-    resident behind it. `shortest` goes before, to warm up. Changes nothing."""
+    """seconds of a forward and a backward pass over `batch`, the shortest of so many `times`; bytes held for the backward pass. `shortest`
+    goes before, to warm up. Changes nothing."""
     parameters = {name: list(learner.parameters.values()) for name, learner in built.task.learners().items()}
     seconds, held, device_type = math.inf, 0, next(built.model.parameters()).device.type
     random, before = torch.get_rng_state(), built.task.state_dict()
@@ -198,7 +201,7 @@ def measured(built: Trainable, shortest: Batch, batch: Batch, times: int) -> dic
         seconds = min(seconds, time.perf_counter() - start) if each is batch else math.inf
     torch.set_rng_state(random)
     built.task.load_state_dict(before)
-    return {"seconds": seconds, "held": float(held), "resident": float(device.resident_memory_bytes())}
+    return {"seconds": seconds, "held": float(held)}
 
 
 def counted(saved: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,8 @@ from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import own, own_text, scaling
 from danlu.models.generate import Sampling
-from danlu.models.options import CODE
-from danlu.models.pretrained import Base, resolve, tokenizer_folder
+from danlu.models.options import CODE, THEIRS
+from danlu.models.pretrained import Base, needless, read_json, resolve, tokenizer_folder
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
 from danlu.stages.curated import Curated
@@ -60,6 +60,8 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     theirs = CODE.fullmatch(base.name) is not None
     if asked.network is not None or theirs:
         own.find(asked.network, base.name, own_text.BUILD)  # what is wrong with it is told before anything is read
+    if base.name in SCRATCH:
+        needless(asked.network, {"model_type": base.name})
     check_gain(experiment, base)
     weights = None if base.kind == "random" else weights_of(base, say)
     if weights is not None and weights.bidirectional == causal:
@@ -229,8 +231,11 @@ def derive(
     batch, of = plan.batch_tokens(scaling.PASSES * tokens), f"{tokens:,} tokens to learn from"
     lora = False
     if weights is not None:
-        small = weights.parameters < 60e6
-        why = f"{weights.parameters / 1e6:,.0f} M weights"
+        whose = read_json(weights.folder / "config.json").get("model_type") == THEIRS
+        if whose and asked.experiment.model.method == "lora":
+            raise UserError(f"method=lora: {asked.experiment.model.model} is a network of your own", "leave it out")
+        small = whose or weights.parameters < 60e6
+        why = "a network of your own" if whose else f"{weights.parameters / 1e6:,.0f} M weights"
         lora = opened.fill("method", "full" if small else "lora", why) == "lora"
     else:
         if asked.experiment.model.method == "lora":

@@ -165,14 +165,14 @@ def open_weights(
     quiet = (lambda _: None) if weights.adapter is not None else say
     with reading(weights.folder):
         chosen: dict[str, Any] = {"labels": labels, "dropout": dropout, "seed": seed, "new_head": new_head}
-        model = load(weights.folder, task=kind, log=quiet, network=network, **chosen)
+        model: Any = load(weights.folder, task=kind, log=quiet, network=network, **chosen)
     if weights.adapter is not None:
         with reading(weights.adapter):
             adapter.load(model, weights.adapter)
         if merged:
             adapter.merge(model)
     for parameter in model.parameters():
-        if merged or weights.adapter is None:
+        if (merged or weights.adapter is None) and model.config.get("model_type") != THEIRS:
             parameter.requires_grad_(True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
