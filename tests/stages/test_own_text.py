@@ -40,6 +40,12 @@ class Ahead(Net):
         return super().forward(ids.flip(1)).flip(1)
 
 
+class Hidden(Ahead):
+    def __init__(self, vocabulary, context):
+        super().__init__(vocabulary, context)
+        self.unembedding.weight = nn.Parameter(torch.zeros(vocabulary, 32))
+
+
 class Short(Net):
     def forward(self, ids):
         return super().forward(ids)[:, -1]
@@ -173,6 +179,12 @@ def test_what_your_code_freezes_stays_and_what_nobody_reads_is_refused(net, danl
     assert danlu("pretrain", "gpt", "data=texts.jsonl", "depth=1", "steps=1", *SET[:5], "near=0", "out=plain").code == 0
     done = danlu("evaluate", "plain", "network=my_text:Net")
     assert done.code == 2 and "network=my_text:Net, but the network is a" in done.err, done.err
+
+
+def test_one_that_hides_behind_a_head_of_zeros_is_found_before_it_is_measured(net, danlu):
+    done = pretrain(danlu, "model=my_text:Hidden", "steps=5", out="mine")
+    assert done.code == 2 and "my_text:Hidden looks ahead" in done.err, done.err
+    assert not (net / "mine/evaluation.json").exists()
 
 
 def test_masked_models_of_your_own_are_refused(net, danlu):

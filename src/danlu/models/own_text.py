@@ -80,12 +80,21 @@ def make(config: Mapping[str, Any], code: Code | None, seed: int) -> OwnText:
         with theirs(name):
             module = build(vocabulary, context)
         network = OwnText(config, checked(module, name, BUILD), name).eval()
-        device = next(network.parameters()).device
-        length = min(TRIED, context)
-        ids = torch.randint(vocabulary, (length,), device=device)
-        other = torch.cat([ids[:-1], (ids[-1:] + 1) % vocabulary])
-        with torch.no_grad():
-            one, two = network(torch.cat([ids, other]), (length, length)).split(length)
+        try_on(network)
+    return network
+
+
+def try_on(network: OwnText) -> None:
+    """A text whose last token changes: the logits before it must not.
+
+    Raises:
+        UserError: they do, or are none.
+    """
+    name, length, device = network.name, min(TRIED, network.context), next(network.parameters()).device
+    ids = torch.randint(network.vocabulary, (length,), device=device)
+    other = torch.cat([ids[:-1], (ids[-1:] + 1) % network.vocabulary])
+    with torch.no_grad():
+        one, two = network(torch.cat([ids, other]), (length, length)).split(length)
     if (one - two)[:-1].abs().sum(1).gt(1e-4 * one.abs().sum(1)[:-1].clamp(min=1.0)).any():
         raise UserError(
             f"{name} looks ahead: with another token {length}, the logits of the tokens before it are others",
@@ -93,7 +102,6 @@ def make(config: Mapping[str, Any], code: Code | None, seed: int) -> OwnText:
         )
     if one.min() >= 0 and (one.sum(1) - 1).abs().max() < 1e-4:
         raise UserError(f"{name} gives probabilities (rows sum to 1), expected logits", "leave out its softmax")
-    return network
 
 
 def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int) -> OwnText:
@@ -106,4 +114,6 @@ def load(folder: Path, config: Mapping[str, Any], code: Code | None, seed: int) 
         raise UserError(f"{config.get('code')} is a network of images", "danlu finetune image-classification")
     network = make(config, code, seed)
     fill(network, folder)
+    with seeded(seed):
+        try_on(network)  # a head that begins at zero hides at first what the network sees
     return network
