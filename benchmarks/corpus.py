@@ -298,7 +298,7 @@ def kills(source, times=10, seed=0):
 
 def everything():
     """All of it, as `make bench` does, on what comes with the repository."""
-    from danlu.models.pretrained import resolve
+    from danlu.models.base import resolve
 
     tokenizer = str(resolve("smollm2-135m", print).folder)
     sample = [str(ROOT / "examples" / "data" / "sections.jsonl")]

@@ -123,7 +123,7 @@ class Work:
 
     @cached_property
     def folder(self):
-        from danlu.models.pretrained import resolve
+        from danlu.models.base import resolve
 
         return resolve(self.model, lambda said: print(said, file=sys.stderr)).folder
 

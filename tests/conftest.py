@@ -23,7 +23,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct."""
-    from danlu.models.pretrained import resolve
+    from danlu.models.base import resolve
 
     return resolve("smollm2-135m").folder
 
@@ -31,6 +31,6 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of the real all-MiniLM-L6-v2."""
-    from danlu.models.pretrained import resolve
+    from danlu.models.base import resolve
 
     return resolve("minilm").folder

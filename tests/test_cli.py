@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from danlu.cli import COMMANDS, Call, cell, indented, main, parse, table
+from danlu.cli import COMMANDS, Call, main, parse
 from danlu.core.errors import UserError
+from danlu.stages.terminal import cell, indented, table
 
 
 def test_words_settings_and_switches_are_told_apart():

@@ -26,8 +26,10 @@ from danlu.core.types import Documents, Examples, Learner, Privacy
 from danlu.data.loader import IGNORED
 from danlu.data.processor import Processor
 from danlu.evaluation import metrics
+from danlu.evaluation import text as written
 from danlu.evaluation.compare import mcnemar, permutation
-from danlu.models.blocks import LONG, Cache, LayerNorm, Layout, RMSNorm, Rotary, attend, rotate
+from danlu.models.attention import LONG, Cache, Layout, attend
+from danlu.models.blocks import LayerNorm, RMSNorm, Rotary, rotate
 from danlu.models.cross_entropy import slope, token_losses
 from danlu.models.decoder import MLP, Decoder
 from danlu.models.encoder import ACTIVATIONS, Encoder
@@ -1294,7 +1296,7 @@ def by_pair(score: Callable[[list[str], list[str]], float]) -> list[float]:
 
 
 def test_token_f1() -> None:
-    found = metrics.token_f1(ANSWERS, EXPECTED)
+    found = written.token_f1(ANSWERS, EXPECTED)
     same(found, by_pair(lambda a, e: 2 * sum(min(a.count(u), e.count(u)) for u in {*a}) / (len(a) + len(e))))
     unlike(found, by_pair(lambda a, e: 2 * len({*a} & {*e}) / (len({*a}) + len({*e}))))
 
@@ -1309,10 +1311,10 @@ def subsequence(a: Sequence[str], e: Sequence[str]) -> int:
 
 
 def test_rouge_l() -> None:
-    found = metrics.rouge_l(ANSWERS, EXPECTED)
+    found = written.rouge_l(ANSWERS, EXPECTED)
     same(found, by_pair(lambda a, e: 2 * subsequence(a, e) / (len(a) + len(e))))
     unlike(found, by_pair(lambda a, e: subsequence(a, e) / len(e)))
-    unlike(found, metrics.token_f1(ANSWERS, EXPECTED))  # the order counts
+    unlike(found, written.token_f1(ANSWERS, EXPECTED))  # the order counts
 
 
 def edits(a: Sequence[str], e: Sequence[str]) -> int:
@@ -1324,9 +1326,9 @@ def edits(a: Sequence[str], e: Sequence[str]) -> int:
 
 
 def test_character_and_word_error_rate() -> None:
-    for errors, cut in ((metrics.character_errors, list), (metrics.word_errors, str.split)):
+    for errors, cut in ((written.character_errors, list), (written.word_errors, str.split)):
         pairs = [(cut(a), cut(e)) for a, e in zip(ANSWERS, EXPECTED, strict=True)]
-        assert [metrics.edit_distance(a, e) for a, e in pairs] == [edits(a, e) for a, e in pairs]
+        assert [written.edit_distance(a, e) for a, e in pairs] == [edits(a, e) for a, e in pairs]
         found = metrics.ratio(*errors(ANSWERS, EXPECTED))
         same(found, sum(edits(a, e) for a, e in pairs) / sum(len(e) for _, e in pairs))
         unlike(found, sum(edits(a, e) for a, e in pairs) / sum(len(a) for a, _ in pairs))
@@ -1355,7 +1357,7 @@ def test_bleu() -> None:
         product = math.prod(M / A for M, A, _ in (shared(n, answers, expected) for n in range(1, 5)))
         return 100 * math.exp(min(0.0, 1 - e / a)) * product ** (1 / 4)
 
-    found = metrics.bleu(WRITTEN, WANTED)
+    found = written.bleu(WRITTEN, WANTED)
     same(found, score(answers, expected))
     unlike(found, (score(answers[:1], expected[:1]) + score(answers[1:], expected[1:])) / 2)
     assert sum(map(len, answers)) < sum(map(len, expected))  # so the penalty of short answers counts
@@ -1368,7 +1370,7 @@ def test_chrf() -> None:
         P, R = sum(M / A for M, A, _ in counts) / 6, sum(M / E for M, _, E in counts) / 6
         return 100 * (1 + beta**2) * P * R / (beta**2 * P + R)
 
-    found = metrics.chrf(WRITTEN, WANTED)
+    found = written.chrf(WRITTEN, WANTED)
     same(found, score("", 2))
     unlike(found, score("", 1))
     unlike(found, score(" ", 2))

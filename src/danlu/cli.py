@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from danlu.core.errors import Interrupted, UserError, nearest, printable
+from danlu.core.errors import Interrupted, UserError, nearest
+from danlu.stages.terminal import compared, headed, indented, one_answer, table
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class Command:
     usage: str
     about: str
     action: Callable[[Call], int | None]
-    examples: Sequence[str] = field(default=())
 
 
 def asked(call: Call) -> Any:
@@ -242,17 +242,6 @@ def predict(call: Call) -> None:
     call.output(result, lambda found: "\n".join(one_answer(each) for each in found))
 
 
-def one_answer(found: dict[str, Any]) -> str:
-    if "mse" in found:
-        return f"mean squared error {found['mse']:.6f}  {found['input']}"
-    if "candidates" in found:
-        places = ([f"{each['token']} {each['probability']:.2f}" for each in one[:3]] for one in found["candidates"])
-        return "; ".join(", ".join(place) for place in places)
-    if "label" in found:
-        return f"{found['label']}  {found['probabilities'][found['label']]:.3f}  {found['input'][:100]!r}"
-    return printable(str(found["answer"]))
-
-
 def chat(call: Call) -> None:
     from danlu.stages.predict import chat as stage
 
@@ -420,60 +409,6 @@ COMMANDS = {
     "recipes": Command("", "experiments to start from", recipes),
     "doctor": Command("", "what this machine has, what is missing, what it can train", doctor),
 }
-
-
-def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Columns as wide as their widest cell; the last one runs on."""
-    if not rows:
-        return "nothing yet"
-    cells = [list(columns)] + [[cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
-
-
-def headed(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is its head."""
-    head, *rest = rows
-    return table([dict(zip(head, row, strict=True)) for row in rest], head)
-
-
-def cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def compared(found: dict[str, Any]) -> str:
-    one, two = found["runs"]
-    lines = [f"settings that differ ({one} | {two}):"]
-    lines += [f"  {key}: {cell(pair[0])} | {cell(pair[1])}" for key, pair in found["settings"].items()] or ["  none"]
-    lines.append("test:" if found["same_test"] else "test (on different rows, so not comparable):")
-    for name, pair in found["metrics"].items():
-        shown = [f"{each['value']:.4g} [{each['low']:.4g}, {each['high']:.4g}]" if each else "-" for each in pair]
-        lines.append(f"  {name}: {shown[0]} | {shown[1]}")
-    return "\n".join(lines)
-
-
-def indented(content: Any, depth: int = 0) -> str:
-    """Nested data as indented `key: value` lines; bytes in units a person reads."""
-    pad = "  " * depth
-    if isinstance(content, dict):
-        lines = []
-        for key, value in content.items():
-            if isinstance(value, (dict, list)) and value:
-                lines += [f"{pad}{key}:", indented(value, depth + 1)]
-            elif key.endswith("_bytes") and isinstance(value, (int, float)):
-                lines.append(f"{pad}{key.removesuffix('_bytes')}: {value / 1e9:.2f} GB")
-            else:
-                lines.append(f"{pad}{key}: {cell(value) if value != [] else 'nothing'}")
-        return "\n".join(lines)
-    return "\n".join(indented(each, depth) if isinstance(each, dict) else f"{pad}{each}" for each in content)
 
 
 def usage() -> str:

@@ -146,25 +146,25 @@ def check_read(asked: Asked) -> None:
         UserError: a key that the task, or the value of another setting, would leave without effect. What a call sets may leave
             a file's keys so: the file is of more than this call.
     """
-    values = config.flat(asked.experiment)
+    values, origins = config.flat(asked.experiment), {key: each.origin for key, each in asked.settings.items()}
+
+    def left(key: str, by: str) -> bool:
+        """Whether `key` stands in a file, and the call itself set `by`."""
+        return origins[key].startswith("file ") and not origins.get(by, "recipe ").startswith(("file ", "recipe "))
+
     for by, value in UNREAD:
-        told = by in asked.settings and not asked.settings[by].origin.startswith(("file ", "recipe "))
-        idle = [
-            key for key in unread(asked, by, value) if not (told and asked.settings[key].origin.startswith("file "))
-        ]
+        idle = [key for key in unread(asked, by, value) if not left(key, by)]
         if values[by] == value and idle:
             raise UserError(
-                f"{idle[0]}: found {values[idle[0]]!r} ({asked.settings[idle[0]].origin}), which {by}={value} does not read",
+                f"{idle[0]}: found {values[idle[0]]!r} ({origins[idle[0]]}), which {by}={value} does not read",
                 f"leave it out, or set {by}={'lora' if by == 'method' else 'adamw' if value == 'sgd' else 'sgd'}",
             )
     for by, share in (("validation", "validation_share"), ("test", "test_share"), ("folds", "test_share")):
-        found = asked.settings.get(share)
-        told = by in asked.settings and not asked.settings[by].origin.startswith(("file ", "recipe "))
-        if not (found and values[by] and values[share]) or found.origin.startswith("recipe"):
+        if not (values[by] and values[share]) or origins.get(share, "recipe").startswith("recipe"):
             continue
-        if not (told and found.origin.startswith("file ")):
+        if not left(share, by):
             raise UserError(
-                f"{share}: found {values[share]:g} ({found.origin}), but {by}={values[by]} says which rows those are",
+                f"{share}: found {values[share]:g} ({origins[share]}), but {by}={values[by]} says which rows those are",
                 f"leave out {share}= or {by}=",
             )
     task = asked.experiment.task.task

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from danlu.core.errors import UserError
-from danlu.data.chat import Taught, conversation, recognise, teach, teach_all
+from danlu.data.chat import Taught, conversation, recognise, teach_all
 from danlu.data.source import Row, read
 from danlu.data.tokenizer import Tokenizer
 
@@ -59,6 +59,14 @@ def turns(*contents, system=None):
     """user, assistant, user, …"""
     made = [{"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)]
     return [{"role": "system", "content": system}, *made] if system else made
+
+
+def teach(messages, tok):
+    """One conversation; its error is raised."""
+    (result,) = teach_all([messages], tok)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def learned(example, tok):

@@ -25,9 +25,10 @@ from pyarrow import parquet
 from sklearn.datasets import load_digits, load_sample_images
 
 from danlu.core.errors import UserError
-from danlu.data import images
-from danlu.data.images import Pictures, decode, read_images, survey
+from danlu.data import images, pictures
+from danlu.data.images import decode, read_images, survey
 from danlu.data.loader import Loader
+from danlu.data.pictures import Pictures
 from danlu.data.processor import Processor
 
 
@@ -614,7 +615,7 @@ def test_pixels_beyond_half_of_the_memory_lie_in_a_file(monkeypatch, tmp_path):
         memory_available = 2 * DIGITS.size - 1
 
     plain = rows_of()
-    monkeypatch.setattr(images, "machine", Small)
+    monkeypatch.setattr(pictures, "machine", Small)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mapped = rows_of()
     assert (plain.where, mapped.where) == ("memory", f"a temporary file in {tmp_path}")
@@ -649,5 +650,5 @@ def test_kept_rows_are_a_data_set_of_their_own(tmp_path, channels):
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     heavy = {"torch", "PIL", "pyarrow", "kornia", "transformers", "safetensors"}
-    code = f"import sys, danlu.data.images, danlu.data.processor; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, danlu.data.images, danlu.data.pictures, danlu.data.processor; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

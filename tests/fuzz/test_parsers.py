@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from danlu.core import checkpoint
 from danlu.core.errors import UserError
 from danlu.core.run import Run, is_run
-from danlu.data import chat, images, source, tokenizer, vectors
+from danlu.data import chat, chat_template, images, source, tokenizer, vectors
 from danlu.data.processor import Processor
 from danlu.experiment import read_yaml
-from danlu.models import gguf, pretrained
-from danlu.models.pretrained import Base
+from danlu.models import gguf
+from danlu.models.base import Base
+from danlu.models.folder import read_json, shapes
 from danlu.stages import load
 
 
 def template(file: Path) -> Any:
-    return tokenizer._compiled(file.read_bytes().decode("utf-8", "replace"))
+    return chat_template.compiled(file.read_bytes().decode("utf-8", "replace"))
 
 
 def manifest(file: Path) -> Any:
@@ -59,8 +60,8 @@ PARSERS: dict[str, tuple[str, Callable[[Path], Any], list[bytes]]] = {
     "vectors": ("a.vec", vectors.load, [b"2 3\na 1 2 3\nb 4 5 6\n", b"a 1 2\nb 3 4\n", b"1 1\nw \0\0\0\0\n"]),
     "GGUF": ("a.gguf", lambda file: gguf.convert(file, file.parent), [GGUF]),
     "image": ("a.png", lambda file: images.decode(str(file), "a.png"), [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"GIF89a\1\0\1\0\0\0\0", b"II*\0\x08\0\0\0", b"BM"]),
-    "configuration": ("config.json", pretrained.read_json, [b'{"model_type": "bert", "id2label": {"0": "a"}}']),
-    "weights": ("model.safetensors", pretrained.shapes, [struct.pack("<Q", 60) + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}' + b"\0" * 4]),
+    "configuration": ("config.json", read_json, [b'{"model_type": "bert", "id2label": {"0": "a"}}']),
+    "weights": ("model.safetensors", shapes, [struct.pack("<Q", 60) + b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}' + b"\0" * 4]),
     "manifest": ("manifest.json", manifest, [b'{"format": 1, "step": 1, "files": {"state.json": {"sha256": "", "bytes": 1}}}']),
     "run": ("run.json", run, [b'{"format": 1, "name": "a", "created": "b", "labels": [], "lineage": {"model": {}, "data": []}}']),
     "chats": ("a.jsonl", chats, [b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}', b'{"prompt": "a", "completion": "b", "history": []}\n{"prompt": 1}', b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 1}]}']),

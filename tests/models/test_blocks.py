@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from danlu.models.blocks import LONG, Layout, Rotary, arrange, attend, rms_norm, rotate, swiglu
+from danlu.models.attention import LONG, Layout, arrange, attend
+from danlu.models.blocks import Rotary, rms_norm, rotate, swiglu
 
 
 def draw(*shape: int) -> Tensor:

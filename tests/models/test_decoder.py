@@ -64,7 +64,7 @@ def peer(kind: str, head: str = "ForCausalLM", **more: Any) -> Any:
 
 
 def ours(model: Any, task: str = "language", **options: Any) -> Decoder:
-    built = Decoder.from_config(model.config.to_diff_dict(), task, **options).eval()
+    built = Decoder(model.config.to_diff_dict(), task, **options).eval()
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
@@ -90,7 +90,7 @@ def test_logits_equal_transformers(kind: str) -> None:
 def test_names_and_shapes_are_those_of_transformers_when_built_on_meta() -> None:
     theirs = peer("qwen3")
     with torch.device("meta"):
-        mine = Decoder.from_config(theirs.config.to_diff_dict())
+        mine = Decoder(theirs.config.to_diff_dict())
     assert {name: p.shape for name, p in mine.state_dict().items()} == {
         name: p.shape for name, p in theirs.state_dict().items()
     }

@@ -38,7 +38,7 @@ def peer(family: str, head: str, **more: Any) -> Any:
 
 
 def ours(model: Any, task: str = "classification", **options: Any) -> Encoder:
-    built = Encoder.from_config(model.config.to_diff_dict(), task, **options).eval()
+    built = Encoder(model.config.to_diff_dict(), task, **options).eval()
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         state = {name: value for name, value in state.items() if ".decoder." not in name}
@@ -88,7 +88,7 @@ def test_a_bare_bert_model_is_renamed() -> None:
     theirs = peer("Bert", "Model")
     config = theirs.config.to_diff_dict()
     names = rename(config, theirs.state_dict())
-    mine = Encoder.from_config(config, labels=["a", "b"])
+    mine = Encoder(config, labels=["a", "b"])
     rest = mine.load_state_dict({names[name]: value for name, value in theirs.state_dict().items()}, strict=False)
     assert rest.unexpected_keys == []
     assert rest.missing_keys == ["classifier.weight", "classifier.bias"]

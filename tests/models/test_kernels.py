@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from danlu.models import kernels
-from danlu.models.blocks import Layout, RMSNorm, attend
+from danlu.models.attention import Layout, attend
+from danlu.models.blocks import RMSNorm
 
 
 def on(kind: str, dtype: torch.dtype = torch.bfloat16, d: int = 64) -> Any:

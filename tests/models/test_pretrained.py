@@ -21,10 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from danlu.core.errors import UserError
+from danlu.models.base import from_catalogue, resolve
 from danlu.models.catalogue import MINILM, MODELS, Entry, Member
 from danlu.models.decoder import Decoder
 from danlu.models.encoder import Encoder
-from danlu.models.pretrained import from_catalogue, load, resolve, save
+from danlu.models.pretrained import load, save
 
 
 LLAMA = {
@@ -63,7 +64,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def llama(tmp_path: Path) -> Path:
     """A small random Llama in a folder."""
     torch.manual_seed(0)
-    save(Decoder.from_config(LLAMA), tmp_path / "llama")
+    save(Decoder(LLAMA), tmp_path / "llama")
     return tmp_path / "llama"
 
 
@@ -160,7 +161,7 @@ def test_a_cache_that_cannot_be_made_says_which_setting_moves_it(
 
 def test_two_processes_convert_one_file_once(tmp_path: Path, cache: Path, write_gguf: Callable[..., Any]) -> None:
     write_gguf(tmp_path / "a.gguf")
-    program = "import sys; from danlu.models.pretrained import resolve; print(resolve(sys.argv[1]))"
+    program = "import sys; from danlu.models.base import resolve; print(resolve(sys.argv[1]))"
     running = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.gguf")], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
@@ -214,7 +215,7 @@ def test_an_unknown_name_lists_the_near_ones(name: str, cache: Path) -> None:
 @pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_a_hub_name_without_a_network_says_so(setting: dict[str, str], cache: Path, tmp_path: Path) -> None:
     program = (
-        "from danlu.models.pretrained import resolve\nfrom danlu.core.errors import UserError\n"
+        "from danlu.models.base import resolve\nfrom danlu.core.errors import UserError\n"
         "try:\n    resolve('nobody/nothing')\nexcept UserError as error:\n    print(error)"
     )
     environment = {**os.environ, **setting, "HF_HOME": str(tmp_path)}
@@ -229,7 +230,7 @@ def test_a_hub_snapshot_in_the_cache_is_used_offline(llama: Path, cache: Path, t
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     shutil.copytree(llama, home / "snapshots" / ("0" * 40))
-    program = "from danlu.models.pretrained import resolve; base = resolve('some/llama'); print(base.kind, base.folder)"
+    program = "from danlu.models.base import resolve; base = resolve('some/llama'); print(base.kind, base.folder)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
@@ -314,7 +315,7 @@ def test_weights_are_cast_and_no_longer_hang_on_the_file(llama: Path) -> None:
 
 
 def test_a_new_head_is_said_and_follows_the_seed(tmp_path: Path) -> None:
-    save(Encoder.from_config(BERT, task="classification", labels=["a", "b"]), tmp_path)
+    save(Encoder(BERT, task="classification", labels=["a", "b"]), tmp_path)
     file, said = tmp_path / "model.safetensors", []
     body = {name.removeprefix("bert."): tensor for name, tensor in load_file(file).items() if "classifier" not in name}
     save_file(body | {"embeddings.position_ids": torch.arange(64)[None]}, file)  # as in all-MiniLM
@@ -335,7 +336,7 @@ def test_a_new_head_is_said_and_follows_the_seed(tmp_path: Path) -> None:
 def test_a_trained_head_is_kept_for_its_labels_and_replaced_for_others(tmp_path: Path, config: dict[str, Any]) -> None:
     own = Decoder if config is LLAMA else Encoder
     (tmp_path / "model").mkdir()
-    start = own.from_config(config | {"id2label": {"0": "a", "1": "b"}}, task="classification")
+    start = own(config | {"id2label": {"0": "a", "1": "b"}}, task="classification")
     save(start, tmp_path / "model")
     said: list[str] = []
     for labels in (None, ["a", "b"]):
@@ -360,7 +361,7 @@ def test_a_language_model_becomes_a_classifier_and_an_encoder_does_not_write(lla
 
 
 def test_dropout_is_the_folders_or_ours(tmp_path: Path) -> None:
-    save(Encoder.from_config(BERT, task="classification", labels=["a", "b"]), tmp_path)
+    save(Encoder(BERT, task="classification", labels=["a", "b"]), tmp_path)
 
     def chances(model: torch.nn.Module) -> set[float]:
         return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}

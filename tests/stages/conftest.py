@@ -72,7 +72,7 @@ def random_weights(folder: Path, config: dict[str, Any], task: str) -> None:
     from danlu.models import decoder, encoder, pretrained
 
     kind: Any = decoder.Decoder if task == "language" and config["model_type"] == "llama" else encoder.Encoder
-    model = kind.from_config(config, task, None, None)
+    model = kind(config, task, None, None)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

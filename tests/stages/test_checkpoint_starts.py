@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
-from danlu.models.pretrained import resolve, weight_files
+from danlu.models.base import resolve
+from danlu.models.folder import weight_files
 
 
 HALF = ("steps=2", "warmup=0", "schedule=constant", "validate_every=2", "patience=none")

@@ -34,7 +34,8 @@ from danlu.data.options import CleaningOptions
 from danlu.data.steps import Cleaner
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.workers import Workers
-from danlu.stages.curate import card_of, corpus
+from danlu.stages.corpus_folder import card_of
+from danlu.stages.curate import corpus
 
 
 WORDS = [

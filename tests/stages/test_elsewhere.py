@@ -109,7 +109,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(sorter, text_file, danlu, k
 
 
 def test_no_stage_makes_links():
-    """A file system may have none: what is linked is copied where that fails (data/curate.py), and nothing else links."""
+    """A file system may have none: what is linked is copied where that fails (data/assemble.py), and nothing else links."""
     source = Path(__file__).parents[2] / "src"
     linking = {str(path.relative_to(source)) for path in source.rglob("*.py") if any(word in path.read_text("utf-8") for word in ("os.link(", "os.symlink(", "symlink_to(", "hardlink_to("))}  # fmt: skip
-    assert linking == {"danlu/data/curate.py"}
+    assert linking == {"danlu/data/assemble.py"}

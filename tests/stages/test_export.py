@@ -15,6 +15,7 @@ from danlu.core.run import open_run
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import SPLIT, learn
 from danlu.models import gguf, pretrained
+from danlu.models.base import resolve
 from danlu.models.decoder import Decoder, describe
 from danlu.stages.export import pre_tokenizer
 from danlu.stages.load import open_final
@@ -52,7 +53,7 @@ def test_our_reader_gets_the_same_weights_tokens_and_logits(from_zero, danlu, ow
     result = danlu("export", from_zero, "out=my.gguf", "--json")
     assert result.code == 0, result.err
     assert result.json["bytes"] == Path("my.gguf").stat().st_size
-    back, model = pretrained.resolve("my.gguf").folder, from_zero / "model"
+    back, model = resolve("my.gguf").folder, from_zero / "model"
     wanted, found = load_file(model / "model.safetensors"), load_file(back / "model.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -89,7 +90,7 @@ def test_transformers_own_reader_writes_and_cuts_the_same(from_zero, danlu, tmp_
 def test_smaller_files_hold_the_nearest_numbers(from_zero, danlu, own_cache, dtype, off):
     """off: the most a weight is off by, as a share of the largest of its row: half a step, and a little for a rounded scale."""
     assert danlu("export", from_zero, f"dtype={dtype}", f"out={dtype}.gguf").code == 0
-    found = load_file(pretrained.resolve(f"{dtype}.gguf").folder / "model.safetensors")
+    found = load_file(resolve(f"{dtype}.gguf").folder / "model.safetensors")
     exact = 0
     for name, wanted in load_file(from_zero / "model" / "model.safetensors").items():
         exact += torch.equal(found[name], wanted)
@@ -103,7 +104,7 @@ def test_an_adapter_is_added_into_its_base(chat_run, danlu, own_cache):
     assert danlu("merge", run, "out=merged").code == 0
     assert danlu("export", run, "out=new/adapter.gguf").code == 0
     wanted = load_file("merged/model/model.safetensors")
-    back = pretrained.resolve("new/adapter.gguf").folder
+    back = resolve("new/adapter.gguf").folder
     found = load_file(back / "model.safetensors")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     asked = [{"role": "user", "content": "A game."}]
@@ -114,12 +115,12 @@ def test_a_chat_run_puts_nothing_before_its_template(tmp_path, danlu, chat_file,
     """A tokenizer from zero begins plain texts with a token, which a rendered conversation has not."""
     texts = [json.loads(line)["text"] for line in (EXAMPLES / "games.jsonl").read_text("utf-8").splitlines()]
     learn(texts, size=500, say=lambda _: None).save(tmp_path / "base")
-    network = Decoder.from_config(describe(1, 510, 256), "language", None, None)
+    network = Decoder(describe(1, 510, 256), "language", None, None)
     pretrained.save(network, tmp_path / "base")
     assert danlu("finetune", "chat", f"model={tmp_path / 'base'}", f"data={chat_file}", "method=full", "steps=2", "batch_size=4", "answers=0", "threads=1", "precision=float32", "system=Be brief.", "out=r").code == 0  # fmt: skip
     said = danlu("export", "r", "out=r.gguf").out
     assert "system message is not in the file" in said and "Be brief." in said
-    back = Tokenizer.load(pretrained.resolve("r.gguf").folder)
+    back = Tokenizer.load(resolve("r.gguf").folder)
     assert back.encode("a", special=True) == back.encode("a")
     assert back.size == 510 and back.rust.id_to_token(509) == "[PAD509]"  # rows that no token has
 
@@ -167,5 +168,5 @@ def test_stretched_rotations_come_back(danlu, chatter, chat_file, tmp_path, own_
     (tmp_path / "long" / "config.json").write_text(json.dumps(config | {"rope_scaling": rope, "rope_theta": 5e5}))
     assert danlu("finetune", "chat", "model=long", f"data={chat_file}", "steps=1", "batch_size=4", "answers=0", "threads=1", "out=r").code == 0  # fmt: skip
     assert danlu("export", "r", "out=r.gguf").code == 0
-    found = json.loads((pretrained.resolve("r.gguf").folder / "config.json").read_text())["rope_scaling"]
+    found = json.loads((resolve("r.gguf").folder / "config.json").read_text())["rope_scaling"]
     assert found == rope

@@ -10,7 +10,7 @@ from PIL import Image
 
 from danlu.core.errors import UserError
 from danlu.core.track import read_lines
-from danlu.models.pretrained import weights_sha256
+from danlu.models.folder import weights_sha256
 
 
 RUN = ("precision=float32", "threads=1", "batch_size=16")

@@ -14,8 +14,8 @@ import torch
 
 from danlu.core.errors import UserError
 from danlu.data.tokenizer import Tokenizer
+from danlu.models.base import resolve
 from danlu.models.options import ModelOptions
-from danlu.models.pretrained import resolve
 from danlu.stages.load import open_weights, weights_of
 from danlu.surgery import adapter
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from danlu.core.cache import as_json, read_text, remove, sha256, sync, whole
 from danlu.core.errors import UserError, reading
+from danlu.core.processes import gathered, process
 
 
 if TYPE_CHECKING:
@@ -62,13 +63,6 @@ class Checkpoint:
             )
 
 
-def process() -> tuple[int, int]:
-    """Rank and number of the processes that train together: (0, 1) for one alone."""
-    import torch.distributed as dist
-
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
 def _file(name: str, own: bool) -> str:
     rank, processes = process()
     return f"{name}-{rank}-of-{processes}.safetensors" if own and processes > 1 else f"{name}.safetensors"
@@ -76,17 +70,12 @@ def _file(name: str, own: bool) -> str:
 
 def _agreed(act: Callable[[], Any]) -> list[Any]:
     """What `act` gave in each process, as JSON could hold it; where it fails in one, it fails in all."""
-    import torch.distributed as dist
-
     value, failed = None, None
     try:
         value = act()
     except Exception as error:  # noqa: BLE001 (raised below, when all know of it)
         failed = error
-    (_, processes), everyone = process(), [(value, None if failed is None else str(failed))]
-    if processes > 1:
-        mine, everyone = everyone[0], everyone * processes
-        dist.all_gather_object(everyone, mine)
+    everyone = gathered((value, None if failed is None else str(failed)))
     if failed:
         raise failed
     for rank, (_, said) in enumerate(everyone):
@@ -116,9 +105,8 @@ def save(
             if rank:
                 return None
             folder.mkdir(parents=True, exist_ok=True)
-            made = stack.enter_context(
-                whole(final, alone=True)
-            )  # the step may be there, after a resume from an earlier one
+            # alone: the step may be there, after a resume from an earlier one
+            made = stack.enter_context(whole(final, alone=True))
             made.mkdir()
             return str(made)
 

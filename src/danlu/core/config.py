@@ -93,19 +93,10 @@ def check(key: str, setting: Setting, field: dataclasses.Field[Any], kind: Any) 
             nearest(str(value), choices),
         )
     low, high, below = (field.metadata.get(name) for name in ("low", "high", "below"))
-    numbers = (
-        converted.values()
-        if isinstance(converted, dict)
-        else converted
-        if isinstance(converted, tuple)
-        else [converted]
-    )
-    for number in numbers:
-        if (
-            (low is not None and number < low)
-            or (high is not None and number > high)
-            or (below is not None and number >= below)
-        ):
+    several = converted.values() if isinstance(converted, dict) else converted
+    for number in several if isinstance(converted, (dict, tuple)) else [converted]:
+        too_large = (high is not None and number > high) or (below is not None and number >= below)
+        if too_large or (low is not None and number < low):
             least, most, less = (
                 f"{b:g}" if isinstance(b, float) else f"{b:,}" if b is not None else "" for b in (low, high, below)
             )

@@ -58,11 +58,12 @@ class Machine:
 
 def machine(gpus: bool = False) -> Machine:
     """This machine, now. `gpus=True` imports torch to look for them."""
-    flags, (total, available), cache = _cpu_flags(), _memory(), cache_folder()
+    flags, model = (_cpu("flags") or "").split(), _cpu("model name")
+    (total, available), cache = _memory(), cache_folder()
     amx = "amx_bf16" in flags
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_cpu_model(),
+        cpu=model if model is not None else platform.processor() or platform.machine(),
         cores=cores(),
         amx=amx,
         avx512="avx512f" in flags,
@@ -110,14 +111,15 @@ def doctor(
     memory = min((gpu.memory_bytes for gpu in found.gpus), default=found.memory_available)
     room = f"{memory / 1e9:.0f} GB " + ("of GPU memory" if found.gpus else "free")
     fits = trainable_parameters(memory, precision[0])
-    missing = [f"the package {name} is not installed" for name in _absent(found)]
+    absent = [name for name, installed in found.versions.items() if installed is None and name != "danlu"]
+    missing = [f"the package {name} is not installed" for name in absent]
     if found.compiler is None:
         missing.append("no C++ compiler: torch.compile is off; everything works without it")
     if found.cache_free < 2 << 30:
         missing.append(
             f"only {found.cache_free / 1e9:.1f} GB free for the cache {found.cache}: weights may not fit; set DANLU_CACHE"
         )
-    if not _writable(found.cache):
+    if not os.access(_nearest(found.cache), os.W_OK):
         missing.append(f"the cache {found.cache} cannot be written: set DANLU_CACHE to a folder you may write to")
     return {
         "machine": {
@@ -156,10 +158,6 @@ def _billions(parameters: int) -> str:
     return f"{parameters // 100_000_000 / 10:.1f} B"
 
 
-def _absent(found: Machine) -> Sequence[str]:
-    return [name for name, installed in found.versions.items() if installed is None and name != "danlu"]
-
-
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -167,19 +165,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_flags() -> frozenset[str]:
-    """Words of /proc/cpuinfo's flags; none where there is no such file."""
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def _cpu_model() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _cpu(key: str) -> str | None:
+    """What /proc/cpuinfo says first of it; None where there is no such file, or nothing in it."""
+    lines = _read("/proc/cpuinfo").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def cores() -> int:
@@ -209,9 +198,8 @@ def memory_limit(groups: Sequence[Path], total: int, available: int) -> tuple[in
         limit = (_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")).strip()
         used = (_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")).strip()
         cached = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
-        used = (
-            str(max(0, int(used) - int(cached[1]))) if cached and used.isdigit() else used
-        )  # given back when it is needed
+        if cached and used.isdigit():  # given back when it is needed
+            used = str(max(0, int(used) - int(cached[1])))
         if limit.isdigit() and int(limit) < total:
             total = int(limit)
             available = min(available, max(0, total - int(used or 0)))
@@ -247,22 +235,14 @@ def _control_groups() -> list[Path]:
 def _gpus() -> tuple[GPU, ...]:
     import torch
 
-    if not torch.cuda.is_available():
-        return ()
-    found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        found.append(GPU(properties.name, properties.total_memory, properties.major >= 8))
-    return tuple(found)
+    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    found = map(torch.cuda.get_device_properties, cards)
+    return tuple(GPU(each.name, each.total_memory, each.major >= 8) for each in found)
 
 
 def _free(path: Path) -> int:
     """Free bytes of the disk that holds `path`, or would."""
     return shutil.disk_usage(_nearest(path)).free
-
-
-def _writable(path: Path) -> bool:
-    return os.access(_nearest(path), os.W_OK)
 
 
 def _nearest(path: Path) -> Path:

@@ -19,7 +19,6 @@ DEEPEST = 512
 """Elements within elements. Browsers stop here too (Blink's kMaximumHTMLParserDOMTreeDepth); finding the main content of a page takes
 time that grows with the square of its depth."""
 
-
 UNCLOSED = 200
 """Marks of an article that are opened and not closed: the time to read it grows with their square."""
 
@@ -170,12 +169,8 @@ class _Dump:
         self.depth -= 1
         if tag in ("title", "ns", "text"):  # of several revisions the last one's text stays
             self.page[tag] = "".join(self.content)
-        elif tag == "namespace" and self.page["key"] in (
-            "-2",
-            "6",
-            "14",
-        ):  # media, file, category, in the dump's language
-            self.marks.add("".join(self.content).lower())
+        elif tag == "namespace" and self.page["key"] in ("-2", "6", "14"):
+            self.marks.add("".join(self.content).lower())  # media, file, category, in the dump's language
         elif tag == "page":
             self.number += 1
             self.add()

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from danlu.core.errors import UserError, nearest
-from danlu.data.source import Row, Source
+from danlu.data.source import Row, Source, column
 from danlu.data.tokenizer import Tokenizer
 
 
@@ -58,22 +58,12 @@ def recognise(source: Source, columns: tuple[str, str] | None = None) -> str:
     names = source.columns
     if columns is not None:
         for name, key in zip(columns, ("text", "label"), strict=True):
-            if name not in names:
-                raise UserError(
-                    f"{source.name}: no column {name!r} ({key}={name}); it has {_listed(names)}", nearest(name, names)
-                )
+            column(source, name, (), key)
         return "prompt/completion"
     for name in LISTS:
         if name in names:
-            turn = next(
-                (
-                    turn
-                    for row in source.rows
-                    if isinstance(turns := _turns(row.values.get(name)), list)
-                    for turn in turns
-                ),
-                None,
-            )
+            lists = (_turns(row.values.get(name)) for row in source.rows)
+            turn = next((turn for turns in lists if isinstance(turns, list) for turn in turns), None)
             return "ShareGPT" if isinstance(turn, Mapping) and "from" in turn and "role" not in turn else "messages"
     if any(prompt in names and completion in names for prompt, completion in PAIRS):
         return "prompt/completion"
@@ -273,8 +263,8 @@ class _Marked:
             yield self.text[place:], False
 
 
-def teach(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Taught]:
-    """A conversation as examples: usually one, more when the template rewrites history.
+def teach_all(conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[list[Taught] | UserError]:
+    """Each conversation as examples: usually one, more when the template rewrites history. All are tokenized together.
 
     For each assistant turn the text the model would be given (the turns before it, with the generation prompt) and the
     text up to and including the turn are rendered; what the second adds, up to the end token, is learned. If the whole
@@ -284,18 +274,10 @@ def teach(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Taught]:
 
     Learned and other text are tokenized apart, as in use, where the prompt is tokenized alone.
 
-    Raises UserError when the template's generation prompt and its answer disagree, when no end token follows an answer, when
-    the answer is not in the text, or when tokens and text do not agree.
+    A conversation that cannot be taught gives its error in its place, for the caller knows its row and whether bad rows may be
+    left out: when the template's generation prompt and its answer disagree, when no end token follows an answer, when the
+    answer is not in the text, or when tokens and text do not agree.
     """
-    (result,) = teach_all([messages], tokenizer)
-    if isinstance(result, UserError):
-        raise result
-    return result
-
-
-def teach_all(conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[list[Taught] | UserError]:
-    """Many at once, tokenized together. A conversation that cannot be taught gives its error in its place, for the caller
-    knows its row and whether bad rows may be left out."""
     results: list[list[Taught] | UserError] = []
     waiting = iter(conversations)
     while chunk := list(islice(waiting, 512)):

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import combinations
 
 
 def normal_form(text: str) -> str:
@@ -20,7 +21,6 @@ def normal_form(text: str) -> str:
 
 MARKS = 30
 """Combining marks on one character that are kept, as Unicode's Stream-Safe Text Format has it (UAX 15)."""
-
 
 _MANY = re.compile(
     f"[\u0300-\u036f\u0483-\u1dff\u20d0-\u20ff\u2cef-\u2dff\u302a-\u302f\u3099\u309a\ua66f-\uabff\ufb1e\ufe20-\ufe2f\U00010000-\U0001efff]{{{MARKS + 1}}}"
@@ -51,15 +51,18 @@ def duplicates(keys: Sequence[Hashable]) -> list[tuple[int, ...]]:
 def leaks(splits: Mapping[str, Iterable[Hashable]]) -> dict[tuple[str, str], frozenset[Hashable]]:
     """Keys that stand in two splits, for every pair of splits that shares any."""
     sets = {name: frozenset(keys) for name, keys in splits.items()}
-    names = list(sets)
-    pairs = ((first, second) for place, first in enumerate(names) for second in names[place + 1 :])
-    return {pair: shared for pair in pairs if (shared := sets[pair[0]] & sets[pair[1]])}
+    return {(one, two): shared for one, two in combinations(sets, 2) if (shared := sets[one] & sets[two])}
 
 
 def contradictions(keys: Sequence[Hashable], labels: Sequence[Hashable]) -> list[tuple[int, ...]]:
     """Groups of positions with equal keys and unequal labels: at least one of the labels must be wrong."""
     return [group for group in duplicates(keys) if len({labels[position] for position in group}) > 1]
 
+
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han."""
 
 # Letters only, by the block they stand in: (first code point, script). A gap reads as "", which is not counted.
 _BLOCKS = [
@@ -103,14 +106,13 @@ def script_of(text: str) -> str:
     return _dominant(_scripts(text))
 
 
-def language_of(texts: Iterable[str], sample: int = 1000) -> str:
+def language_of(texts: Sequence[str]) -> str:
     """The language a data set is written in, as far as its script tells: `Chinese`, `a language in Latin script`.
 
-    It looks at up to `sample` texts spread evenly over all of them, 2,000 characters each; `no letters` when there are none.
+    It looks at some 1,000 texts spread evenly over all of them, 2,000 characters each; `no letters` when there are none.
     """
-    every = list(texts)
     scripts: Counter[str] = Counter()
-    for text in every[:: max(1, len(every) // sample)]:
+    for text in texts[:: max(1, len(texts) // 1000)]:
         scripts += _scripts(text[:2000])
     script = _dominant(scripts)
     return LANGUAGES.get(script, f"a language in {script} script" if script else "no letters")

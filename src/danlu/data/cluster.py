@@ -137,9 +137,8 @@ def _submit(executor: Any, jobs: Path) -> None:
         return job
 
     executor.job_id_retriever = noted
-    executor.launch_merge_stats = lambda: (
-        None
-    )  # a job that waits for ever where a task failed, for figures nobody reads
+    # That job waits for ever where a task failed, for figures nobody reads.
+    executor.launch_merge_stats = lambda: None
     executor.run()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from danlu.core.errors import UserError
+from danlu.data.clean import UNSPACED
 from danlu.data.rows import SKIP, Collected, RowError, kind_of
 
 
@@ -91,13 +92,8 @@ def lines(stream: IO[bytes], path: Named) -> Iterator[tuple[int, str | RowError]
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
         if b"\0" in raw:
-            yield (
-                number,
-                RowError(
-                    f"NUL byte at byte {raw.index(0) + 1} of the line, expected text",
-                    f"the file is damaged or not text; {SKIP}",
-                ),
-            )
+            found = f"NUL byte at byte {raw.index(0) + 1} of the line, expected text"
+            yield number, RowError(found, f"the file is damaged or not text; {SKIP}")
             continue
         try:
             text = raw.decode("utf-8")
@@ -175,12 +171,6 @@ def _text_row(block: list[tuple[int, str | RowError]], others: Mapping[str, str]
             raise line
         lines.append(line.rstrip("\r\n"))
     return {"text": "\n".join(lines), **others}
-
-
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
-"""Characters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han."""
 
 
 def conllu(lines: Iterable[tuple[int, str | RowError]], found: Collected) -> None:
@@ -377,13 +367,14 @@ def _header(records: Iterator[list[str]], name: str) -> list[str]:
         raise UserError(
             f"{name}:1: the first line is blank, expected the names of the columns", "write them, such as: text,label"
         )
-    twice = [field for field, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{name}:1: column {twice[0]!r} stands {names.count(twice[0])} times, expected each name once",
-            "rename or remove one of them",
-        )
+    _expect_once(names, f"{name}:1", ", expected each name once")
     return names
+
+
+def _expect_once(names: Iterable[str], where: str, expected: str = "") -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{where}: column {name!r} stands {count} times{expected}", "rename or remove one of them")
 
 
 def _record(names: list[str], fields: list[str] | None, bad: RowError | None, delimiter: str) -> dict[str, Any]:
@@ -441,6 +432,9 @@ def _unpacked(rows: Any) -> Iterator[dict[str, Any] | str]:
 BATCH = 1 << 24
 """Bytes of Parquet or Arrow that are unpacked at a time, unless one record is longer."""
 
+DAMAGED = (ValueError, OSError, OverflowError, MemoryError, AttributeError, TypeError, SystemError)
+"""What pyarrow raises for a damaged file, besides its own."""
+
 
 def _fitting(size: int, rows: int) -> int:
     """Of rows with so many bytes in all: how many are unpacked at a time."""
@@ -465,20 +459,13 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
             else:
                 raw.seek(raw.size() - 8)
-                if (
-                    raw.read(8) != b"\xff\xff\xff\xff\0\0\0\0"
-                ):  # a reader takes a stream without its end for a short one
+                # A reader takes a stream without its end for a short one.
+                if raw.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
                     raise ValueError("the stream has no end, it is cut off")
                 raw.seek(0)
                 batches = stream = ipc.open_stream(raw)
                 schema = stream.schema
-            names = schema.names
-            twice = [name for name, count in Counter(names).items() if count > 1]
-            if twice:
-                raise UserError(
-                    f"{path.name}: column {twice[0]!r} stands {names.count(twice[0])} times",
-                    "rename or remove one of them",
-                )
+            _expect_once(schema.names, path.name)
             labels = _class_names(schema)
             where, number, before = f"{found.file} record ", 0, found.total
             for batch in batches:
@@ -493,16 +480,7 @@ def arrow(path: Named, content: bytes | None, found: Collected, kind: str) -> No
                 for record in (each for at in range(0, len(batch), step) for each in _unpacked(batch.slice(at, step))):
                     number += 1
                     found.add(number, where, f"{where}{number}", partial(_named, record, labels))
-    except (
-        pa.ArrowException,
-        ValueError,
-        OSError,
-        OverflowError,
-        MemoryError,
-        AttributeError,
-        TypeError,
-        SystemError,
-    ) as error:
+    except (pa.ArrowException, *DAMAGED) as error:
         raise UserError(
             f"{path.name}: broken {kind}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             "export or download it again",

@@ -1,4 +1,4 @@
-"""Images from a folder, an npz, Parquet or Python: found, decoded safely, and kept as rows of pixels."""
+"""Images from a folder, an npz, Parquet or Python: found, and decoded safely."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ import json
 import math
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from danlu.core.cache import sha256
 from danlu.core.device import machine
 from danlu.core.errors import UserError
-from danlu.core.types import Examples
+from danlu.data.files import shown
 from danlu.data.rows import FileRow
-from danlu.data.source import SKIP, Rejected, Row, Source, _plain, column, read, shown
+from danlu.data.source import SKIP, Rejected, Row, Source, column, plain, read
 
 
 if TYPE_CHECKING:
     import PIL.Image
-
-    from danlu.data.processor import Processor
 
 IMAGES = ("image", "images", "img", "x", "data", "pixels")
 LABELS = ("label", "labels", "y", "target", "targets", "class", "category", "fine_label")
@@ -78,7 +76,7 @@ def read_images(
 
     A row's values: `image`, and `label` (text or a whole number) when labelled. The files of a folder come in the order of their
     SHA-256, so that neither class nor name decides which of them `max_rows` keeps or where a seed puts them.
-    Only headers are read: a file cut off in its pixels is found by `Pictures.read`.
+    Only headers are read: a file cut off in its pixels is found by `data.pictures.Pictures.read`.
     Raises UserError naming the file or row, what was found, what was expected, and the fix.
     """
     if isinstance(data, (str, os.PathLike)):
@@ -184,8 +182,7 @@ def _folder(root: Path, labelled: bool) -> _Found:
             elif labelled and folder == root:
                 found.refused.append((place, "lies outside the class folders"))
             else:
-                with path.open("rb") as file:
-                    files.append((hashlib.file_digest(file, "sha256").hexdigest(), relative))
+                files.append((sha256(path), relative))
 
     walk(root)
     if labelled and (empty := set(classes) - {relative.parts[0] for _, relative in files}):
@@ -205,7 +202,9 @@ def _folder(root: Path, labelled: bool) -> _Found:
 def _npz(path: Path, labelled: bool, image: str | None, label: str | None) -> _Found:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not (names := _arrays(file)):
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if not names:
             raise UserError(f"{path.name}: a zip without arrays, expected an .npz", "unpack it, and name the folder")
         chosen = _chosen(path.name, names, labelled, image, label)
         values = {key: read_array(file, name, path.name) for key, name in chosen.items()}
@@ -216,11 +215,6 @@ def _npz(path: Path, labelled: bool, image: str | None, label: str | None) -> _F
         )
     rows = _rows(values, path.name, f"{path.name} row ")
     return _Found(path.name, f"npz, {chosen['image']}: {_taken(values['image'], rows)}", rows, digest)
-
-
-def _arrays(file: IO[bytes]) -> list[str]:
-    with zipfile.ZipFile(file) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def read_array(file: IO[bytes], name: str, place: str) -> np.ndarray:
@@ -333,7 +327,7 @@ def _taken(array: Any, rows: Sequence[Row]) -> str:
 
 def _label(value: Any, place: str, classes: Sequence[str]) -> str | int:
     """Text or a whole number. classes: what whole numbers stand for (-1: no label)."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, list) and len(value) == 1:  # of an array [n, 1]
         value = value[0]
     if isinstance(value, bytes):
@@ -491,125 +485,3 @@ def survey(source: Source) -> Survey:
             transparent += image.has_transparency_data
     gray = sum(count for mode, count in modes.items() if mode in GRAY)
     return Survey(len(source.rows), gray, transparent, modes, sizes)
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Decoded rows; a `data.loader.Loader` reads them as it reads texts.
-
-    pixels: uint8 [images, channels, size, size], shared by every part of a split. index: int64 [rows], a row's place in it.
-    numbers: int64 [rows], the row's number in its source. targets: int64 [rows], -1 where there is no label.
-    """
-
-    pixels: np.ndarray
-    index: np.ndarray
-    numbers: np.ndarray
-    targets: np.ndarray
-    processor: Processor
-
-    least: ClassVar[int] = 2
-    """Rows in the smallest window: batch normalisation has no variance over one."""
-    timed: ClassVar[int] = 64
-    """Images that are enough to time a step by."""
-
-    @classmethod
-    def of(cls, pixels: np.ndarray, numbers: Any, targets: Any, processor: Processor) -> Pictures:
-        """One row for each image."""
-        return cls(
-            pixels, np.arange(len(pixels)), np.asarray(numbers, np.int64), np.asarray(targets, np.int64), processor
-        )
-
-    @classmethod
-    def read(
-        cls, source: Source, processor: Processor, bad_rows: str = "error"
-    ) -> tuple[Pictures, tuple[Rejected, ...]]:
-        """Decode every row, targets -1; rows whose pixels cannot be decoded are an error, or rejected (`bad_rows=skip`).
-
-        The pixels lie in memory, or in a temporary file without a name when they would take more than half of what is free.
-        """
-        pixels = _room((len(source.rows), processor.channels, processor.size, processor.size))
-        numbers: list[int] = []
-        rejected: list[Rejected] = []
-        for row in source.rows:
-            try:
-                pixels[len(numbers)] = processor.prepare([row.values["image"]], [row.place])[0]
-                numbers.append(row.number)
-            except UserError as error:
-                if bad_rows != "skip":
-                    raise
-                rejected.append(Rejected(row.place, error.message.removeprefix(f"{row.place}: ")))
-        if not numbers:
-            first = f"{rejected[0].place}: {rejected[0].reason}"
-            raise UserError(f"{source.name}: no image can be decoded; the first, {first}", "export them again")
-        return cls.of(pixels[: len(numbers)], numbers, [-1] * len(numbers), processor), tuple(rejected)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def where(self) -> str:
-        """Where the pixels are, to be said aloud."""
-        return f"a temporary file in {tempfile.gettempdir()}" if isinstance(self.pixels, np.memmap) else "memory"
-
-    @property
-    def size(self) -> int:
-        """Images of all rows."""
-        return len(self)
-
-    @property
-    def chosen(self) -> np.ndarray:
-        """The pixels of the rows: uint8 [rows, channels, size, size]."""
-        return np.asarray(self.pixels[self.index])
-
-    def take(self, rows: Sequence[int]) -> Pictures:
-        """A part of the rows, on the same pixels."""
-        chosen = np.asarray(rows, np.int64)
-        return replace(self, index=self.index[chosen], numbers=self.numbers[chosen], targets=self.targets[chosen])
-
-    def keys(self) -> list[str]:
-        """Equal for images with equal pixels: the SHA-256 of each."""
-        return [hashlib.sha256(self.pixels[place].tobytes()).hexdigest() for place in self.index]
-
-    def batch(self, rows: Sequence[int]) -> Examples:
-        """The rows normalised, as one micro-batch."""
-        import torch
-
-        chosen = np.asarray(rows, np.int64)
-        return Examples(
-            inputs=self.processor.normalise(np.asarray(self.pixels[self.index[chosen]])),
-            targets=torch.from_numpy(self.targets[chosen]),
-            rows=tuple(self.numbers[chosen].tolist()),
-        )
-
-    def batches(self, rows: Sequence[int], limit: int) -> list[Examples]:
-        """Micro-batches of at most `limit` rows, in the given order."""
-        return [self.batch(rows[start : start + limit]) for start in range(0, len(rows), limit)]
-
-    def save(self, path: Path, labels: Sequence[str] = ()) -> None:
-        """An npz that `read_images` reads too: `images` [rows, size, size(, 3)], `numbers`, and `labels` by their names if given."""
-        images = np.moveaxis(self.chosen, 1, -1)
-        columns = {"images": images[..., 0] if self.processor.channels == 1 else images, "numbers": self.numbers}
-        if (self.targets >= 0).all():
-            columns["labels"] = np.asarray(labels)[self.targets] if len(labels) else self.targets
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **columns)
-
-
-def _room(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 in memory, or past half of what is free in a temporary file that is gone with the process."""
-    needed = math.prod(shape)
-    if needed <= machine().memory_available // 2:
-        return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, needed)  # a full disk is an error now, and not a bus error later
-        except OSError as error:
-            raise UserError(
-                f"{needed / 1e9:,.1f} GB of pixels fit neither into half of the free memory nor into {tempfile.gettempdir()}"
-                f" ({error.strerror})",
-                "set a smaller size or max_rows, or name a larger disk: TMPDIR=FOLDER",
-            ) from None
-        return np.memmap(file, np.uint8, "r+", shape=shape)

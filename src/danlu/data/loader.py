@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,13 +44,7 @@ class Rows:
     @classmethod
     def with_labels(cls, ids: Sequence[Sequence[int]], labels: Sequence[int], numbers: Iterable[int]) -> Rows:
         """One list of ids and one label a row."""
-        return cls(
-            joined(ids),
-            np.asarray(labels, np.int32),
-            starts_of(ids),
-            np.asarray(list(numbers), np.int64),
-            labelled=True,
-        )
+        return replace(cls.build(ids, (), numbers), targets=np.asarray(labels, np.int32), labelled=True)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -59,8 +54,9 @@ class Rows:
         """Tokens of all rows."""
         return len(self.ids)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
         return np.diff(self.starts)
 
     def take(self, rows: Sequence[int]) -> Rows:
@@ -82,17 +78,21 @@ class Rows:
 
     def batches(self, rows: Sequence[int], tokens: int) -> list[Documents]:
         """Cut rows into micro-batches of at most `tokens` (a longer row goes alone), rows of like length together."""
-        ordered = sorted(rows, key=lambda row: (int(self.starts[row + 1] - self.starts[row]), row))
-        groups: list[list[int]] = []
-        filled = tokens + 1
-        for row in ordered:
-            length = int(self.starts[row + 1] - self.starts[row])
-            if filled + length > tokens:
-                groups.append([])
-                filled = 0
-            groups[-1].append(row)
-            filled += length
-        return [self.batch(group) for group in groups]
+        ordered = sorted(rows, key=lambda row: (self.lengths[row], row))
+        return [self.batch(group) for group in grouped(ordered, self.lengths, tokens)]
+
+
+def grouped(rows: Iterable[int], lengths: np.ndarray, most: int) -> list[list[int]]:
+    """Rows, in their order, in groups of at most `most` tokens; a longer row is a group alone. lengths: int64 [all rows]."""
+    groups: list[list[int]] = []
+    filled = most + 1
+    for row in rows:
+        if filled + lengths[row] > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(row)
+        filled += int(lengths[row])
+    return groups
 
 
 def joined(rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -110,7 +110,7 @@ class Loader:
     """Endless passes over the rows, each in an order of its own drawn from (seed, epoch).
 
     A position is {"epoch": e, "row": r}: r rows of epoch e are behind. The last window of an epoch is as small as it comes out,
-    but not below `rows.least`. rows: `Rows`, or `data.images.Pictures`. most: of a micro-batch, in tokens or images.
+    but not below `rows.least`. rows: `Rows`, or `data.pictures.Pictures`. most: of a micro-batch, in tokens or images.
     With several processes each takes every `processes`-th row of the window.
     """
 

@@ -48,9 +48,8 @@ def signatures(texts: Sequence[str], permutations: int = PERMUTATIONS) -> np.nda
     Its standard error is sqrt(s (1 - s) / permutations): 0.035 at 0.8 of 128. A text without words has 2**32 - 1 everywhere.
     Permutations are x -> a x + b modulo 2**32, a odd, of a hash that is mixed already (`affine32` of datasketch 2).
     """
-    a, b = (
-        np.random.PCG64(permutations).random_raw((2, permutations)).astype(np.uint32)
-    )  # the same in every version of numpy
+    # Raw, they are the same in every version of numpy.
+    a, b = np.random.PCG64(permutations).random_raw((2, permutations)).astype(np.uint32)
     a |= np.uint32(1)
     found = []
     for hashes, starts in runs(texts, WORDS):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from danlu.core.types import Documents
-from danlu.data.loader import IGNORED
+from danlu.data.loader import IGNORED, grouped
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,7 @@ class Packed:
 
     def batches(self, rows: Sequence[int], tokens: int) -> list[Documents]:
         """Cut rows into micro-batches of at most `tokens` (a longer row goes alone), in their order."""
-        groups: list[list[int]] = []
-        lengths, filled = self.lengths, tokens + 1
-        for row in rows:
-            if filled + lengths[row] > tokens:
-                groups.append([])
-                filled = 0
-            groups[-1].append(row)
-            filled += int(lengths[row])
-        return [self.batch(group) for group in groups]
+        return [self.batch(group) for group in grouped(rows, self.lengths, tokens)]
 
 
 def stream(documents: Tokens, context: int, aligned: bool = False) -> Packed:

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
-from danlu.data.formats import UNSPACED
+from danlu.data.clean import UNSPACED
 
 
 SETS = ("gopher", "repetition", "c4", "fineweb")
@@ -236,11 +236,7 @@ LINES: list[tuple[str, str]] = [
     ("lines about cookies and terms of use, in English", f"{C4}, code"),
     ("marks of citations: [1], [edit], [citation needed]", f"{C4}, code"),
 ]
-WHOLE: list[tuple[str, str]] = [
-    ("fewer than 5 sentences", C4),
-    ("a curly bracket", C4),
-    ("lorem ipsum", C4),
-]
+WHOLE: list[tuple[str, str]] = [("fewer than 5 sentences", C4), ("a curly bracket", C4), ("lorem ipsum", C4)]
 """What C4 takes out of a text, and what makes it drop one. Its list of bad words is not asked: it drops what it does not mean to."""
 
 

@@ -14,7 +14,6 @@ from danlu.core.errors import UserError, nearest
 
 SKIP = "mend the row, or set bad_rows=skip to leave such rows out and count them"
 
-
 TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message")
 """Usual names of a column with texts."""
 

@@ -175,9 +175,8 @@ class Segments:
             texts[-1].append(part)
             filled += len(bare[part])
         found: dict[str, bytes] = {}
-        joined = [
-            "".join(["x", *map(bare.__getitem__, text)]) for text in texts
-        ]  # the first is no beginning of a text, either
+        # Behind an "x" the first is no beginning of a text, either.
+        joined = ["".join(["x", *map(bare.__getitem__, text)]) for text in texts]
         for text, encoding in zip(texts, self.tokenizer.encode_batch(joined, add_special_tokens=False), strict=True):
             begins = np.cumsum([1, *(len(bare[part]) for part in text)])
             # A token's offset leaves out the white space before it, and with that is within the segment still.

@@ -10,8 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from danlu.data.clean import normal_form
-from danlu.data.formats import UNSPACED
+from danlu.data.clean import UNSPACED, normal_form
 
 
 BATCH = 1 << 20

@@ -73,12 +73,10 @@ def split(
     shares = {name: share for name, share in (("test", test_share), ("validation", validation_share)) if share > 0}
     needed = max(1, folds) + len(shares)
     if len(groups) < needed:
+        why = f" for {folds} folds" if folds else f": one for training and one for each of {', '.join(shares)}"
+        found = f"found {len(groups)} distinct rows, expected at least {needed}{why}"
         raise UserError(
-            f"split: found {len(groups)} distinct rows, expected at least {needed}: one for training and one for each of {', '.join(shares)}"
-            if shares and not folds
-            else f"split: found {len(groups)} distinct rows, expected at least {needed} for {folds} folds"
-            if folds
-            else "split: there is no row",
+            f"split: {found if folds or shares else 'there is no row'}",
             f"add {needed - len(groups)} or more distinct rows, or give validation= and test= files of their own",
         )
     classes: defaultdict[str, list[_Group]] = defaultdict(list)
@@ -158,11 +156,7 @@ def _groups(
     for key, positions in rows.items():
         # `hash()` of a text differs from one Python to the next; a digest does not.
         order = hashlib.blake2b(f"{seed}\0{key!r}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        counted = (
-            Counter(repr(labels[position]) for position in positions)
-            if labels is not None
-            else Counter({"": len(positions)})
-        )
+        counted = Counter("" if labels is None else repr(labels[position]) for position in positions)
         most = min(counted, key=lambda label: (-counted[label], label))
         newest = max(times[position] for position in positions) if times is not None else 0.0
         groups.append(_Group(order, positions, most, frozenset(counted), newest))
@@ -212,11 +206,10 @@ def _fill(classes: dict[str, list[_Group]], groups: list[_Group], name: str) -> 
     """At least one row: the smallest group of the class that can best spare one."""
     if any(group.part == name for group in groups):
         return
-    left = {label: [group for group in members if group.part == "train"] for label, members in classes.items()}
-    candidates = [group for group in groups if group.part == "train"]
+    left = {label: sum(group.part == "train" for group in members) for label, members in classes.items()}
     chosen = min(
-        candidates,
-        key=lambda group: (len(left[group.label]) < 2, len(group.rows), -len(left[group.label]), group.order),
+        (group for group in groups if group.part == "train"),
+        key=lambda group: (left[group.label] < 2, len(group.rows), -left[group.label], group.order),
     )
     chosen.part = name
 

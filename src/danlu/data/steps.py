@@ -286,9 +286,8 @@ SAMPLE = 400
 LIKELY = 0.3
 """Least probability of a language; below, it is unknown."""
 
-_ENGLISH = frozenset(
-    ("the", "and", "with", "that", "this", "which", "from", "are", "of")
-)  # three of them are sure enough
+# Three of them are sure enough.
+_ENGLISH = frozenset(("the", "and", "with", "that", "this", "which", "from", "are", "of"))
 _HAN, _KANA = re.compile("[\u3400-\u9fff]"), re.compile("[\u3041-\u30ff]")
 _BY_SCRIPT = {"Han": "zh", "Kana": "ja", "Hangul": "ko"}
 

@@ -191,27 +191,28 @@ def _read(path: Path, file: IO[bytes]) -> tuple[list[str], bytearray, int, str]:
             "name a file of word vectors",
         )
     words, values = list[str](), bytearray()
-    second = file.readline(1 << 20) if header else head
+    second, form = file.readline(1 << 20) if header else head, "word2vec text" if header else "GloVe text"
     try:
         _line(second, width)
     except ValueError:
-        if header:
-            _binary(path, chain([second], iter(lambda: file.read(1 << 20), b"")), count or 0, width, words, values)
-            return words, values, width, "word2vec binary"
-    for number, line in enumerate(chain([second], iter(lambda: file.readline(1 << 20), b"")), 1 + bool(header)):
-        try:
-            word, vector = _line(line, width)
-        except ValueError as error:
-            raise UserError(
-                f"{path}:{number}: {error}, expected a word and {width} numbers", "mend or remove the line"
-            ) from None
-        words.append(word)
-        values += vector.tobytes()
+        form = "word2vec binary" if header else form
+    if form == "word2vec binary":
+        _binary(chain([second], iter(lambda: file.read(1 << 20), b"")), count or 0, width, words, values)
+    else:
+        for number, line in enumerate(chain([second], iter(lambda: file.readline(1 << 20), b"")), 1 + bool(header)):
+            try:
+                word, vector = _line(line, width)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}:{number}: {error}, expected a word and {width} numbers", "mend or remove the line"
+                ) from None
+            words.append(word)
+            values += vector.tobytes()
     if count not in (None, len(words)):
         raise UserError(
             f"{path}: its first line says {count:,} words, found {len(words):,}", "copy or download the file again"
         )
-    return words, values, width, "word2vec text" if header else "GloVe text"
+    return words, values, width, form
 
 
 def _line(line: bytes, width: int) -> tuple[str, np.ndarray]:
@@ -222,7 +223,7 @@ def _line(line: bytes, width: int) -> tuple[str, np.ndarray]:
     return word, np.array(fields, np.float32)
 
 
-def _binary(path: Path, blocks: Iterable[bytes], count: int, width: int, words: list[str], values: bytearray) -> None:
+def _binary(blocks: Iterable[bytes], count: int, width: int, words: list[str], values: bytearray) -> None:
     """A word, a space and `width` float32 of little endian, `count` times; some tools put a line break behind each."""
     kept, size = b"", 4 * width
     for block in blocks:
@@ -232,10 +233,6 @@ def _binary(path: Path, blocks: Iterable[bytes], count: int, width: int, words: 
             values += kept[space + 1 : space + 1 + size]
             at = space + 1 + size
         kept = kept[at:]
-    if len(words) != count:
-        raise UserError(
-            f"{path}: its first line says {count:,} words, found {len(words):,}", "copy or download the file again"
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------- tokens

@@ -150,12 +150,12 @@ def _jieba() -> Callable[[str], list[str]]:
     return cut
 
 
-def pieces(texts: Iterable[str], longest: int = PIECE) -> Iterator[str]:
-    """The texts, cut into at most so many characters: before white space where there is some."""
+def pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut into at most PIECE characters: before white space where there is some."""
     for text in texts:
         start = 0
-        while len(text) - start > longest:
-            end = start + longest
+        while len(text) - start > PIECE:
+            end = start + PIECE
             white = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
             end = white if white > 0 else end
             yield text[start:end]

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from danlu.core.errors import UserError
-from danlu.evaluation.metrics import WORD, accuracy, f1
+from danlu.evaluation.metrics import accuracy, f1
+from danlu.evaluation.text import WORD
 
 
 Array = NDArray[Any]
@@ -52,14 +53,12 @@ def baselines(
     classes: int,
     *,
     groups: Sequence[Any] | None = None,
-    score: Literal["accuracy", "f1_macro"] = "accuracy",
-    seed: int = 0,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Baseline]:
     """The majority class and TF-IDF with logistic regression, see `majority` and `tfidf`."""
     return [
         majority(train_labels, len(test_texts), classes),
-        tfidf(train_texts, train_labels, test_texts, classes, groups=groups, score=score, seed=seed, progress=progress),
+        tfidf(train_texts, train_labels, test_texts, classes, groups=groups, progress=progress),
     ]
 
 
@@ -327,16 +326,12 @@ def _character_counts(texts: Sequence[str]) -> Any:
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    split = CountVectorizer(analyzer=_lower_words, dtype=np.float32)
+    split = CountVectorizer(analyzer=lambda text: text.lower().split(), dtype=np.float32)
     words = _counted(split, texts)
     if not words.shape[1]:
         return words
     runs = CountVectorizer(analyzer="char_wb", ngram_range=(2, 5), lowercase=False, dtype=np.float32)
     return (words @ _counted(runs, split.get_feature_names_out())).tocsr()
-
-
-def _lower_words(text: str) -> list[str]:
-    return text.lower().split()
 
 
 def _counted(vectorizer: Any, texts: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A classifier beside others on the same rows, and rows worth looking at; the same for texts and images."""
+"""A classifier's answers, its figures beside others on the same rows, and rows worth looking at; the same for texts and images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import numpy as np
 from danlu.evaluation import metrics
 from danlu.evaluation.baselines import Baseline
 from danlu.evaluation.compare import compare
+
+
+def named(chances: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Each row's likeliest label, and the probabilities of all; JSON-ready. chances: float [rows, labels]."""
+    return [
+        {
+            "label": labels[int(row.argmax())],
+            "probabilities": {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)},
+        }
+        for row in chances
+    ]
 
 
 def beside(

@@ -30,8 +30,6 @@ def compare(
     points: bool = True,
     unit: str = "row",
     resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """The second model against the first on the same rows, ready for JSON.
 
@@ -46,7 +44,7 @@ def compare(
     Keys: metric, names, first, second, difference (second - first), low, high (paired bootstrap), level, p, test, better (a name
     or None), rows, verdict; for accuracy also discordant: the rows that only one of them got right.
     p is McNemar's exact test where the statistic is `accuracy`, otherwise a paired permutation test. The interval decides the words:
-    one is called better only if it leaves out 0. Where p >= 1 - level all the same, as happens on few rows, `better` is None and the
+    one is called better only if it leaves out 0. Where p >= 1 - metrics.LEVEL all the same, as happens on few rows, `better` is None and the
     verdict says that chance is not ruled out.
     """
     ours = (np.asarray(first), np.asarray(second))
@@ -61,7 +59,7 @@ def compare(
     def difference(one: Array, two: Array, *rest: Array) -> Any:
         return statistic(*rest, two) - statistic(*rest, one)
 
-    gap = metrics.interval(difference, *ours, *common, resamples=resamples, seed=seed, level=level)
+    gap = metrics.interval(difference, *ours, *common, resamples=resamples)
     result: dict[str, Any] = {
         "metric": metric,
         "names": list(names),
@@ -70,7 +68,7 @@ def compare(
         "difference": gap.value,
         "low": gap.low,
         "high": gap.high,
-        "level": level,
+        "level": metrics.LEVEL,
         "rows": len(ours[0]),
         "unit": unit,
     }
@@ -79,8 +77,8 @@ def compare(
         result["p"], result["test"] = mcnemar(*right), "McNemar, exact"
         result["discordant"] = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     else:
-        result["p"], result["test"] = permutation(difference, *ours, *common, seed=seed), "paired permutation"
-    sure = _leaves_out_0(gap.low, gap.high) and result["p"] < 1 - level
+        result["p"], result["test"] = permutation(difference, *ours, *common), "paired permutation"
+    sure = _leaves_out_0(gap.low, gap.high) and result["p"] < 1 - metrics.LEVEL
     result["better"] = names[(gap.value > 0) == higher_is_better] if sure else None
     result["verdict"] = verdict(result, points, higher_is_better)
     return result

@@ -9,10 +9,8 @@ A ratio is a ratio of sums, never a mean of means: the perplexity of a set is th
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,17 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from danlu.core.errors import UserError
+from danlu.evaluation.text import character_errors, rouge_l, token_f1
 
 
 Array = NDArray[Any]
 Average = Literal["macro", "micro", "weighted"]
 
-# One token for each character of the scripts written without spaces, otherwise runs of letters and digits.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-
+LEVEL = 0.95
+"""Of all intervals."""
 _CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 
 
@@ -39,7 +34,7 @@ _CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the interval that holds it at the level asked for (95 % unless said)."""
+    """A value and the interval that holds it at LEVEL, 95 %."""
 
     value: float
     low: float
@@ -54,7 +49,6 @@ def interval(
     *arrays: ArrayLike,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     batched: bool = True,
     pseudo: Sequence[Sequence[float]] = (),
 ) -> Interval:
@@ -83,7 +77,7 @@ def interval(
             draws[start : start + len(chosen)] = statistic(*(column[chosen] for column in columns))
         else:
             draws[start : start + len(chosen)] = [statistic(*(column[some] for column in columns)) for some in chosen]
-    low, high = quantiles(draws, level)
+    low, high = quantiles(draws)
     return Interval(float(value), float(low), float(high))
 
 
@@ -95,7 +89,6 @@ def intervals(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> list[Interval]:
     """Several figures of a classifier, `statistic(true, predicted)` of `[..., rows] -> [..., numbers]`: one interval each, from the same draws.
 
@@ -112,18 +105,18 @@ def intervals(
         draws[start : start + len(chosen)] = statistic(
             drawn, np.where(kind < 1, drawn, np.where(kind < 2, wrong, guess[chosen]))
         )
-    low, high = quantiles(draws, level)
+    low, high = quantiles(draws)
     return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)]
 
 
-def proportion(hits: float, rows: float, level: float = 0.95) -> Interval:
+def proportion(hits: float, rows: float) -> Interval:
     """A share of independent rows, `hits / rows`, with the score interval of Wilson (1927): of some width also at 0 and at 1.
 
     Of no rows the share counts as 0, and the interval is from 0 to 1: nothing is known.
     """
     from scipy.special import ndtri
 
-    z2 = float(ndtri((1 + level) / 2)) ** 2
+    z2 = float(ndtri((1 + LEVEL) / 2)) ** 2
     share = hits / rows if rows else 0.0
     middle, half = hits + z2 / 2, math.sqrt(z2 * (hits * (1 - share) + z2 / 4))
     low, high = ((middle + edge) / (rows + z2) for edge in (-half, half))
@@ -138,18 +131,18 @@ def resampled_rows(rows: int, resamples: int, seed: int, pseudo: int = 0) -> Ite
         yield start, rng.integers(rows + pseudo, size=(min(piece, resamples - start), rows))
 
 
-def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
+def over_seeds(values: ArrayLike) -> Interval:
     """The mean of one figure over independent repetitions, with Student's interval (1908): what another seed would give."""
     from scipy.stats import t
 
     each = np.asarray(values, dtype=np.float64)
     middle, half = float(each.mean()), math.nan
     if len(each) > 1:
-        half = float(t.ppf((1 + level) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each)))
+        half = float(t.ppf((1 + LEVEL) / 2, len(each) - 1) * each.std(ddof=1) / math.sqrt(len(each)))
     return Interval(middle, middle - half, middle + half)
 
 
-def over_seeds_and_rows(values: ArrayLike, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+def over_seeds_and_rows(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
     """The mean of `values` [seeds, rows], with an interval for another seed and for other rows: both are drawn with
     replacement, independently (the pigeonhole bootstrap, Owen 2007). Seeds alone would take few test rows for the truth."""
     each, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
@@ -157,14 +150,14 @@ def over_seeds_and_rows(values: ArrayLike, resamples: int = 2000, seed: int = 0,
     for place in range(resamples):
         seeds, rows = (np.bincount(rng.integers(size, size=size), minlength=size) / size for size in each.shape)
         draws[place] = seeds @ each @ rows
-    low, high = quantiles(draws, level)
+    low, high = quantiles(draws)
     return Interval(float(each.mean()), float(low), float(high))
 
 
-def quantiles(draws: Array, level: float) -> tuple[Array, Array]:
-    """The middle `level` of the draws along the first axis, NaN left out; NaN where there is nothing else."""
+def quantiles(draws: Array) -> tuple[Array, Array]:
+    """The middle LEVEL of the draws along the first axis, NaN left out; NaN where there is nothing else."""
     defined = ~np.isnan(draws).all(axis=0)
-    edges = np.nanquantile(np.where(defined, draws, 0.0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    edges = np.nanquantile(np.where(defined, draws, 0.0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     low, high = np.where(defined, edges, np.nan)
     return low, high
 
@@ -258,7 +251,7 @@ def auc(true: ArrayLike, score: ArrayLike) -> Any:
     return np.where(pairs == 0, np.nan, above / np.maximum(pairs, 1))[()]
 
 
-def auc_interval(true: ArrayLike, score: ArrayLike, level: float = 0.95) -> Interval:
+def auc_interval(true: ArrayLike, score: ArrayLike) -> Interval:
     """`auc` of [rows] with the score interval of Newcombe (2006, method 5), of some width also at 0 and at 1.
 
     All t with (auc - t)^2 <= z^2 v(t), where Hanley and McNeil's variance of m positive and n negative rows is made symmetric:
@@ -270,8 +263,18 @@ def auc_interval(true: ArrayLike, score: ArrayLike, level: float = 0.95) -> Inte
     negatives, t = len(np.asarray(true)) - positives, np.linspace(0, 1, 20_001)
     more = (positives + negatives) / 2 - 1
     spread = t * (1 - t) * (1 + more * ((1 - t) / (2 - t) + t / (1 + t))) / (positives * negatives)
-    within = t[(value - t) ** 2 <= float(ndtri((1 + level) / 2)) ** 2 * spread]
+    within = t[(value - t) ** 2 <= float(ndtri((1 + LEVEL) / 2)) ** 2 * spread]
     return Interval(value, min(value, *within[:1]), max(value, *within[-1:]))
+
+
+def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Array:
+    """[rows] of bool: equal after Unicode NFKC and with white space collapsed. Case and punctuation count."""
+    pairs = zip(answers, expected, strict=True)
+    return np.array([_collapsed(answer) == _collapsed(wanted) for answer, wanted in pairs], dtype=bool)
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 # --- how far off ------------------------------------------------------------------------------------------------------
@@ -313,123 +316,6 @@ def log_losses(true: ArrayLike, probabilities: ArrayLike) -> Array:
     return -np.log(np.clip(given, 1e-15, 1.0))
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def words(text: str) -> list[str]:
-    """Words without case or punctuation; scripts without spaces give one token a character."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def exact_match(answers: Sequence[str], expected: Sequence[str]) -> Array:
-    """[rows] of bool: equal after Unicode NFKC and with white space collapsed. Case and punctuation count."""
-    pairs = zip(answers, expected, strict=True)
-    return np.array([_collapsed(answer) == _collapsed(wanted) for answer, wanted in pairs], dtype=bool)
-
-
-def _collapsed(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).split())
-
-
-def token_f1(answers: Sequence[str], expected: Sequence[str]) -> Array:
-    """[rows] F1 of the bags of words of answer and expected text, 0 to 1 (Rajpurkar et al. 2016).
-
-    Words are those of `words`; unlike SQuAD's script no English articles are removed. Two texts without a word match (1).
-    """
-    scores = []
-    for answer, wanted in zip(answers, expected, strict=True):
-        found, known = Counter(words(answer)), Counter(words(wanted))
-        total = found.total() + known.total()
-        scores.append(2 * (found & known).total() / total if total else 1.0)
-    return np.array(scores)
-
-
-def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> Array:
-    """[rows] ROUGE-L, 0 to 1: F1 of the longest common subsequence of words (Lin 2004, with beta 1). No stemming.
-
-    Two texts without a word match (1).
-    """
-    scores = []
-    for answer, wanted in zip(answers, expected, strict=True):
-        found, known = words(answer), words(wanted)
-        total = len(found) + len(known)
-        scores.append(2 * common_subsequence(found, known) / total if total else 1.0)
-    return np.array(scores)
-
-
-def word_errors(answers: Sequence[str], expected: Sequence[str]) -> tuple[Array, Array]:
-    """(edits, words expected) of each row; `ratio` of them is the word error rate, 0 or more (above 1 for long answers).
-
-    Edits are insertions, deletions and substitutions (Levenshtein 1966) between words split at white space; nothing is normalised.
-    """
-    return _errors([text.split() for text in answers], [text.split() for text in expected])
-
-
-def character_errors(answers: Sequence[str], expected: Sequence[str]) -> tuple[Array, Array]:
-    """(edits, characters expected) of each row; `ratio` of them is the character error rate, 0 or more."""
-    return _errors(answers, expected)
-
-
-def _errors(answers: Sequence[Sequence[Hashable]], expected: Sequence[Sequence[Hashable]]) -> tuple[Array, Array]:
-    edits = [edit_distance(answer, wanted) for answer, wanted in zip(answers, expected, strict=True)]
-    return np.array(edits, dtype=np.float64), np.array([len(wanted) for wanted in expected], dtype=np.float64)
-
-
-def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one big-integer step for each element of `second`."""
-    full = (1 << len(first)) - 1
-    places = _places(first)
-    row = full
-    for item in second:
-        matched = row & places.get(item, 0)
-        row = ((row + matched) | (row - matched)) & full
-    return len(first) - row.bit_count()
-
-
-def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Levenshtein distance, bit-parallel (Myers 1999 in the form of Hyyrö 2003): one big-integer step for each of `second`."""
-    if not first:
-        return len(second)
-    full, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
-    places = _places(first)
-    up, down, distance = full, 0, len(first)  # bit i: cell i is one more / one less than the cell above it
-    for item in second:
-        matched = places.get(item, 0)
-        zero = ((((matched & up) + up) ^ up) | matched | down) & full
-        right, left = (down | ~(zero | up)) & full, up & zero
-        distance += bool(right & last) - bool(left & last)
-        right = (right << 1) | 1  # the first row of the table grows by one a column
-        up, down = ((left << 1) | ~(zero | right)) & full, right & zero
-    return distance
-
-
-def _places(items: Sequence[Hashable]) -> dict[Hashable, int]:
-    places: dict[Hashable, int] = {}
-    for index, item in enumerate(items):
-        places[item] = places.get(item, 0) | 1 << index
-    return places
-
-
-def bleu(answers: Sequence[str], expected: Sequence[str], tokenize: str = "13a") -> float:
-    """Corpus BLEU, 0 to 100 (Papineni et al. 2002), by sacrebleu (Post 2018). `tokenize="zh"` for Chinese, "char" for others without spaces."""
-    return float(_sacrebleu().corpus_bleu(list(answers), [list(expected)], tokenize=tokenize).score)
-
-
-def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Corpus chrF2, 0 to 100 (Popović 2015): character n-grams, recall counting twice; by sacrebleu."""
-    return float(_sacrebleu().corpus_chrf(list(answers), [list(expected)]).score)
-
-
-def _sacrebleu() -> Any:
-    try:
-        import sacrebleu
-    except ImportError:
-        raise UserError(
-            "BLEU and chrF need the package sacrebleu, which is not installed", "pip install sacrebleu"
-        ) from None
-    return sacrebleu
-
-
 # --- whole reports, ready for JSON ------------------------------------------------------------------------------------
 
 
@@ -440,8 +326,6 @@ def classification_report(
     labels: Sequence[str],
     *,
     resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """Everything about a classifier on one split: `rows`, `level`, `metrics`, `per_class`, `confusion`, ready for JSON.
 
@@ -458,17 +342,15 @@ def classification_report(
                 f"{name} labels: found numbers from {numbers.min()} to {numbers.max()}, expected 0 to {classes - 1}",
                 "the data and the model must have the same labels",
             )
-    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
-    right = proportion(
-        float((truth == guess).sum()), len(truth), level
-    ).json()  # one label a row: micro F1 and weighted recall too
+    # one label a row: micro F1 and weighted recall too
+    right = proportion(float((truth == guess).sum()), len(truth)).json()
     names = [f"{score}_{average}" for average in ("macro", "weighted") for score in ("precision", "recall", "f1")]
 
     def averages(true: Array, predicted: Array) -> Array:
         both = [precision_recall_f1(true, predicted, classes, average) for average in ("macro", "weighted")]
         return np.concatenate(both, axis=-1)
 
-    found = zip(names, intervals(averages, truth, guess, classes, **how), strict=True)
+    found = zip(names, intervals(averages, truth, guess, classes, resamples=resamples), strict=True)
     metrics = {
         "accuracy": right,
         "f1_micro": right,
@@ -478,14 +360,15 @@ def classification_report(
     if probabilities is not None:
         chances = np.asarray(probabilities, dtype=np.float64)
         if classes == 2 and 0 < truth.sum() < len(truth):
-            metrics["auc"] = auc_interval(truth, chances[:, 1], level).json()
-        metrics["log_loss"] = interval(mean, log_losses(truth, chances), **how).json()
-        metrics["brier"] = interval(mean, ((chances - np.eye(classes)[truth]) ** 2).sum(1), **how).json()
+            metrics["auc"] = auc_interval(truth, chances[:, 1]).json()
+        squares = ((chances - np.eye(classes)[truth]) ** 2).sum(1)
+        metrics["log_loss"] = interval(mean, log_losses(truth, chances), resamples=resamples).json()
+        metrics["brier"] = interval(mean, squares, resamples=resamples).json()
     table = {
         label: {
-            "precision": proportion(hits, claimed, level).json(),
-            "recall": proportion(hits, real, level).json(),
-            "f1": _f1_of_class(hits, claimed + real - hits, level).json(),
+            "precision": proportion(hits, claimed).json(),
+            "recall": proportion(hits, real).json(),
+            "f1": _f1_of_class(hits, claimed + real - hits).json(),
             "rows": real,
             "predicted": claimed,
         }
@@ -495,16 +378,16 @@ def classification_report(
     }
     return {
         "rows": len(truth),
-        "level": level,
+        "level": LEVEL,
         "metrics": metrics,
         "per_class": table,
         "confusion": {"labels": list(labels), "matrix": confusion(truth, guess, classes).tolist()},
     }
 
 
-def _f1_of_class(hits: int, either: int, level: float) -> Interval:
+def _f1_of_class(hits: int, either: int) -> Interval:
     """F1 is 2 J / (1 + J) of the share J of hits among the rows that are of the class or were taken for it, and so are its edges."""
-    share = proportion(hits, either, level)
+    share = proportion(hits, either)
     return Interval(*(2 * edge / (1 + edge) for edge in (share.value, share.low, share.high)))
 
 
@@ -515,9 +398,6 @@ def language_report(
     sizes: ArrayLike | None = None,
     right: ArrayLike | None = None,
     vocabulary: int = 1,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, Any]:
     """A language model on one split: `loss` (nats a token), `perplexity`, and where given `bits_per_byte`, `token_accuracy`.
 
@@ -526,32 +406,28 @@ def language_report(
     Where few tokens of a text are asked for, as in a masked model (`right`), two pseudo-tokens are drawn beside the rows: one that is known
     for sure, and one of which no more is known than that it is one of `vocabulary`. So few rows have an interval of some width.
     """
-    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
-    losses = how | {"pseudo": [(0.0, math.log(vocabulary)), (1.0, 1.0)] if right is not None else ()}
+    pseudo: Sequence[Sequence[float]] = [(0.0, math.log(vocabulary)), (1.0, 1.0)] if right is not None else ()
     metrics = {
-        "loss": interval(ratio, loss_sums, tokens, **losses),
-        "perplexity": interval(perplexity, loss_sums, tokens, **losses),
+        "loss": interval(ratio, loss_sums, tokens, pseudo=pseudo),
+        "perplexity": interval(perplexity, loss_sums, tokens, pseudo=pseudo),
     }
     if sizes is not None:
-        metrics["bits_per_byte"] = interval(bits_per_byte, loss_sums, sizes, **how)
+        metrics["bits_per_byte"] = interval(bits_per_byte, loss_sums, sizes)
     if right is not None:
-        metrics["token_accuracy"] = interval(ratio, right, tokens, pseudo=[(1.0, 0.0), (1.0, 1.0)], **how)
+        metrics["token_accuracy"] = interval(ratio, right, tokens, pseudo=[(1.0, 0.0), (1.0, 1.0)])
     rows = len(np.asarray(tokens))
-    return {"rows": rows, "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
+    return {"rows": rows, "level": LEVEL, "metrics": {name: found.json() for name, found in metrics.items()}}
 
 
-def answer_report(
-    answers: Sequence[str], expected: Sequence[str], *, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, Any]:
+def answer_report(answers: Sequence[str], expected: Sequence[str]) -> dict[str, Any]:
     """Written answers beside the expected ones: `exact_match`, `token_f1`, `rouge_l` and `character_error_rate`."""
-    how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     metrics = {
-        "exact_match": proportion(float(exact_match(answers, expected).sum()), len(answers), level),
-        "token_f1": interval(mean, token_f1(answers, expected), pseudo=[(0.0, 1.0)], **how),
-        "rouge_l": interval(mean, rouge_l(answers, expected), pseudo=[(0.0, 1.0)], **how),
-        "character_error_rate": interval(ratio, *character_errors(answers, expected), **how),
+        "exact_match": proportion(float(exact_match(answers, expected).sum()), len(answers)),
+        "token_f1": interval(mean, token_f1(answers, expected), pseudo=[(0.0, 1.0)]),
+        "rouge_l": interval(mean, rouge_l(answers, expected), pseudo=[(0.0, 1.0)]),
+        "character_error_rate": interval(ratio, *character_errors(answers, expected)),
     }
-    return {"rows": len(answers), "level": level, "metrics": {name: found.json() for name, found in metrics.items()}}
+    return {"rows": len(answers), "level": LEVEL, "metrics": {name: found.json() for name, found in metrics.items()}}
 
 
 def reconstruction_report(squares: ArrayLike, pixels: int) -> dict[str, Any]:
@@ -567,7 +443,7 @@ def reconstruction_report(squares: ArrayLike, pixels: int) -> dict[str, Any]:
         },
         "primary": "mse",
         "rows": len(each),
-        "level": 0.95,
+        "level": LEVEL,
     }
 
 

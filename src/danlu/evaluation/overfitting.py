@@ -11,8 +11,6 @@ from danlu.core.types import IMAGE_TASKS
 
 RISE = 1.02
 """The validation loss must have risen by this factor: less is the noise of a small validation set."""
-
-
 FAR = 3.0
 """How many times the loss of the first step a validation loss is that nobody learned anything good by."""
 

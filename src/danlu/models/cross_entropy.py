@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from danlu.models.blocks import compute_dtype
+
 
 CHUNK = 256
 """Rows of logits held at a time: 25 MB in bfloat16 at a vocabulary of 49,152."""
@@ -88,9 +90,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: flo
     hidden [n, width], weight [vocabulary, width], targets int64 [n]. Products in autocast's type, sums in float32.
     smoothing spreads that share of the target evenly over the vocabulary (Szegedy et al. 2016).
     """
-    kind = hidden.device.type
-    autocast = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if autocast else hidden.dtype
-    with torch.autocast(kind, enabled=False):
+    dtype = compute_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
         learns = torch.is_grad_enabled()
         return cast(Tensor, _TokenLoss.apply(hidden, weight, targets, smoothing, dtype, learns))  # type: ignore[no-untyped-call]

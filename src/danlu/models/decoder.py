@@ -10,19 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError
-from danlu.models.blocks import (
-    Cache,
-    Layout,
-    RMSNorm,
-    Rotary,
-    attend,
-    check_lengths,
-    count_labels,
-    initialise,
-    residual,
-    rotate,
-    swiglu,
-)
+from danlu.models.attention import Cache, Layout, attend
+from danlu.models.blocks import RMSNorm, Rotary, check_lengths, count_labels, initialise, residual, rotate, swiglu
 from danlu.models.dropout import chance
 from danlu.models.linear import project
 
@@ -177,7 +166,8 @@ class Decoder(nn.Module):
     """A causal language model, or a classifier on each document's last token (the layout of LlamaForSequenceClassification).
 
     config: the plain dict of a Hugging Face `config.json`. Parameters carry Hugging Face's names; `lm_head.weight` exists
-    only where it is not tied to the embeddings. Freshly built weights are drawn as Hugging Face draws them.
+    only where it is not tied to the embeddings. Freshly built weights are drawn as Hugging Face draws them; under
+    `torch.device("meta")` there are none, for `load_state_dict` to fill.
     """
 
     def __init__(
@@ -206,17 +196,6 @@ class Decoder(nn.Module):
         elif not full["tie_word_embeddings"]:
             self.lm_head = nn.Linear(full["hidden_size"], full["vocab_size"], bias=False)
         initialise(self, full["initializer_range"])
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        task: str = "language",
-        labels: Sequence[str] | None = None,
-        dropout: float | None = None,
-    ) -> Decoder:
-        """The module of a `config.json`, for `load_state_dict` to fill; works under `torch.device("meta")`."""
-        return cls(config, task, labels, dropout)
 
     def cache(self, documents: int) -> Cache:
         """An empty cache for generating the continuation of so many documents."""

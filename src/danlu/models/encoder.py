@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError
-from danlu.models.blocks import LayerNorm, Layout, attend, check_lengths, count_labels, initialise, wide
+from danlu.models.attention import Layout, attend
+from danlu.models.blocks import LayerNorm, check_lengths, count_labels, initialise, wide
 from danlu.models.dropout import Dropout, chance
 from danlu.models.linear import project
 
@@ -285,7 +286,8 @@ class Encoder(nn.Module):
     """A classifier on each document's first token, or a masked language model; named as *ForSequenceClassification, *ForMaskedLM.
 
     config: the plain dict of a Hugging Face `config.json`. Dropout is the config's and acts in train mode only. Freshly built
-    weights are drawn as Hugging Face draws them. Documents are single texts: the token type is 0 throughout.
+    weights are drawn as Hugging Face draws them; under `torch.device("meta")` there are none, for `load_state_dict` to fill. Documents are
+    single texts: the token type is 0 throughout.
     """
 
     def __init__(
@@ -306,7 +308,6 @@ class Encoder(nn.Module):
         full = defaults | dict(config)
         self.config = dict(config)
         self.task = task
-        self.layers_count: int = full["num_hidden_layers"]
 
         def rate(key: str) -> float:
             return chance(full, key) if dropout is None else dropout
@@ -326,17 +327,6 @@ class Encoder(nn.Module):
         else:
             self.lm_head = RobertaHead(full)
         initialise(self, full["initializer_range"])
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Mapping[str, Any],
-        task: str = "classification",
-        labels: Sequence[str] | None = None,
-        dropout: float | None = None,
-    ) -> Encoder:
-        """The module of a `config.json`, for `load_state_dict` to fill; works under `torch.device("meta")`."""
-        return cls(config, task, labels, dropout)
 
     @property
     def trunk(self) -> Trunk:

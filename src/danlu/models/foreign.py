@@ -20,14 +20,9 @@ class Foreign(nn.Module):
 
     def __init__(self, network: nn.Module, task: str = "language") -> None:
         super().__init__()
-        self.__dict__["network"] = (
-            network  # not a child: its parts become ours, in the same dictionaries, so that names
-        )
-        self._modules, self._parameters, self._buffers = (
-            network._modules,
-            network._parameters,
-            network._buffers,
-        )  # agree
+        # not a child: its parts become ours, in the same dictionaries, so that names agree
+        self.__dict__["network"] = network
+        self._modules, self._parameters, self._buffers = network._modules, network._parameters, network._buffers
         settings = cast(Any, network).config
         text = settings.get_text_config()
         self.config: dict[str, Any] = settings.to_dict()
@@ -48,9 +43,8 @@ class Foreign(nn.Module):
         """ids [tokens] -> logits [tokens, vocabulary]; of a classifier [documents, labels]"""
         check_lengths(ids, lengths, self.context)
         documents = ids.split(list(lengths))
-        if (
-            self.task == "classification" and self.pad is None
-        ):  # transformers then cannot tell where a row of a batch ends
+        # without a padding token transformers cannot tell where a row of a batch ends
+        if self.task == "classification" and self.pad is None:
             return torch.cat([self._run(document[None], torch.ones_like(document)[None]) for document in documents])
         rows = pad_sequence(list(documents), batch_first=True, padding_value=self.pad or 0)
         seen = torch.arange(rows.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]

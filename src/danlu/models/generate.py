@@ -112,14 +112,12 @@ def _run(
     cached = getattr(model, "cache", None) is not None
     cache = model.cache(len(rows)) if cached else None
     device = next(model.parameters()).device
-    fresh = True
     while rows:
-        pieces = [row.new[-1:] if cached and not fresh else row.prompt + row.new for row in rows]
+        pieces = [row.new[-1:] if cached and row.new else row.prompt + row.new for row in rows]
         lengths = tuple(len(piece) for piece in pieces)
         ids = torch.tensor([token for piece in pieces for token in piece], device=device)
         hidden = model(ids, lengths, cache=cache) if cached else model(ids, lengths)
         logits = model.logits(hidden[torch.tensor(lengths, device=device).cumsum(0) - 1]).float().cpu()
-        fresh = False
         stay = []
         for place, (row, scores) in enumerate(zip(rows, logits, strict=True)):
             token = choose(scores, row.prompt + row.new, sampling, row.rng)

@@ -248,18 +248,10 @@ def _tensors(
 
 def hugging_face_name(name: str) -> str | None:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for a name it does not know."""
-    if name in TOP:
-        return TOP[name]
-    parts = name.split(".")
-    if (
-        len(parts) == 4
-        and parts[0] == "blk"
-        and parts[1].isdigit()
-        and parts[2] in NAMES
-        and parts[3] in ("weight", "bias")
-    ):
-        return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.{parts[3]}"
-    return None
+    match name.split("."):
+        case ["blk", layer, part, "weight" | "bias" as kind] if layer.isdigit() and part in NAMES:
+            return f"model.layers.{layer}.{NAMES[part]}.{kind}"
+    return TOP.get(name)
 
 
 def unpermute(data: np.ndarray, heads: int) -> np.ndarray:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -33,6 +36,21 @@ class Undrawn(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init" or function is Tensor.normal_:  # not all ask first
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside, by torch, NumPy or Python, depends on the seed alone; behind it all is as before."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (other people's code draws from it)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
 
 
 INITIALISATIONS: dict[str, Draw] = {
@@ -88,9 +106,8 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
             _fill(turned, INITIALISATIONS[name], rng, scale)
         if layer.bias is not None:
             layer.bias.zero_()
-        for _ in range(
-            15 * normalised
-        ):  # as at its making: looking at it brings spectral normalisation nearer to the weight
+        # as at its making: looking at it brings spectral normalisation nearer to the weight
+        for _ in range(15 * normalised):
             layer.weight  # noqa: B018
 
 

@@ -1,4 +1,4 @@
-"""What a graphics card computes attention and norms with, where it can; a CPU and the rest go the ways of `blocks.py`.
+"""What a graphics card computes attention and norms with, where it can; a CPU and the rest go the ways of `attention.py` and `blocks.py`.
 
 None of it has been run on a card: what is tested is which way is taken.
 """
@@ -39,7 +39,7 @@ def _varlen() -> Callable[..., Any] | None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, causal: bool, window: int | None) -> Tensor:
-    """`blocks.attend` without rectangles. ends: int32 [documents + 1], the first is 0; longest: tokens of a document."""
+    """`attention.attend` without rectangles. ends: int32 [documents + 1], the first is 0; longest: tokens of a document."""
     varlen_attn = cast(Callable[..., Tensor], _varlen())
     seen = (-1 if window is None else window - 1, 0 if causal else -1)
     scale, grouped = q.shape[-1] ** -0.5, q.shape[1] != k.shape[1]

@@ -31,9 +31,8 @@ class LoRA(nn.Module):
         weight = base_layer.weight
         kind = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.base_layer = base_layer
-        self.lora_A = nn.Linear(
-            base_layer.in_features, rank, bias=False, **kind
-        )  # as PEFT draws it: Kaiming's, uniform
+        # lora_A as PEFT draws it: Kaiming's, uniform
+        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **kind)
         self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **kind)
         nn.init.zeros_(self.lora_B.weight)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -16,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from danlu.core.errors import UserError, nearest
+from danlu.models.base import Log
+from danlu.models.folder import label_keys, labels_of, some, weight_files
+from danlu.models.initialise import seeded
 from danlu.models.options import CODE
-from danlu.models.pretrained import Log, label_keys, labels_of, some, weight_files
 from danlu.models.vision import Network
 
 
@@ -122,6 +122,21 @@ class Theirs(nn.Module):
         return {name: tensor for name, tensor in super().state_dict(*args, **settings).items() if name in names}
 
 
+def computed(network: Theirs, inputs: Tensor, asked: str, expected: list[int], example: str) -> Tensor:
+    """What a person's network makes of the inputs. asked: these in words. expected: a shape. example: how one is written.
+
+    Raises:
+        UserError: it fails, or gives something else than floats of that shape.
+    """
+    with theirs(network.name):
+        made = network.module(inputs)
+    is_tensor = isinstance(made, Tensor)
+    if not is_tensor or list(made.shape) != expected or not made.is_floating_point():
+        found = f"{made.dtype} {list(made.shape)}" if is_tensor else f"a {type(made).__name__}"
+        raise UserError(f"{network.name}: for {asked} it gives {found}, expected floats {expected}", example)
+    return cast(Tensor, made)
+
+
 class Own(Theirs, Network):
     """A person's network of images; what it returns are the logits already."""
 
@@ -135,33 +150,12 @@ class Own(Theirs, Network):
 
     def body(self, images: Tensor) -> Tensor:
         """[n, channels, size, size] -> [n, labels]"""
-        with theirs(self.name):
-            logits = self.module(images)
-        is_tensor, expected = isinstance(logits, Tensor), [len(images), self.labels]
-        if not is_tensor or list(logits.shape) != expected or not logits.is_floating_point():
-            found = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
-            asked = f"{list(images.shape)} and {self.labels} labels"
-            raise UserError(f"{self.name}: for images {asked} it gives {found}, expected floats {expected}", BUILD)
-        return cast(Tensor, logits)
+        asked = f"images {list(images.shape)} and {self.labels} labels"
+        return computed(self, images, asked, [len(images), self.labels], BUILD)
 
     def logits(self, features: Tensor) -> Tensor:
         """They are that already."""
         return features
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """What is drawn inside, by torch, NumPy or Python, depends on the seed alone; behind it all is as before."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 (other people's code draws from it)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
 
 
 def checked(module: Any, name: str, example: str) -> nn.Module:

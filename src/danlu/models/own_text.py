@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from danlu.core.errors import UserError
 from danlu.models.blocks import check_lengths
+from danlu.models.initialise import seeded
 from danlu.models.options import THEIRS
-from danlu.models.own import Code, Theirs, checked, fill, find, seeded, theirs
+from danlu.models.own import Code, Theirs, checked, computed, fill, find, theirs
 
 
 BUILD = "def build(vocabulary, context): …  # an nn.Module from ids [n, length] to logits [n, length, vocabulary], each of the tokens up to its own"
@@ -53,15 +54,7 @@ class OwnText(Theirs):
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """ids [n, length] -> logits [n, length, vocabulary]"""
-        with theirs(self.name):
-            logits = self.module(rows)
-        is_tensor, expected = isinstance(logits, Tensor), [*rows.shape, self.vocabulary]
-        if not is_tensor or list(logits.shape) != expected or not logits.is_floating_point():
-            found = f"{logits.dtype} {list(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
-            raise UserError(
-                f"{self.name}: for ids {list(rows.shape)} it gives {found}, expected floats {expected}", BUILD
-            )
-        return cast(Tensor, logits)
+        return computed(self, rows, f"ids {list(rows.shape)}", [*rows.shape, self.vocabulary], BUILD)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`forward` has computed them already."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -18,25 +17,13 @@ from torch import Tensor, nn
 
 from danlu.core.device import machine
 from danlu.core.errors import UserError, nearest, reading
+from danlu.models.base import Log
 from danlu.models.blocks import count_labels
 from danlu.models.dropout import Dropout
-from danlu.models.initialise import Undrawn
+from danlu.models.folder import check_repeats, label_keys, labels_of, read_json, read_weights, some, unfit, weight_files
+from danlu.models.initialise import Undrawn, seeded
 from danlu.models.options import CODE, THEIRS
-from danlu.models.pretrained import (
-    DROPOUTS,
-    Log,
-    check_parameters,
-    check_repeats,
-    label_keys,
-    labels_of,
-    misfit,
-    needless,
-    quiet,
-    read_json,
-    read_weights,
-    some,
-    weight_files,
-)
+from danlu.models.pretrained import DROPOUTS, misfit, needless, opened
 
 
 _VGG = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}
@@ -319,7 +306,7 @@ def from_config(
             f" ({TRAINING_BYTES} bytes each), and this machine has {memory / 1e9:,.0f} GB",
             f"at most {most:,} parameters fit: a smaller architecture, or smaller hidden=, code= or image_size=",
         )
-    with _seeded(seed):
+    with seeded(seed):
         made = _build(config)
     if made.head is not None:
         draw_head(made, seed)
@@ -339,16 +326,8 @@ def _build(config: Mapping[str, Any]) -> Network:
 
 def draw_head(network: Network, seed: int) -> None:
     """Draw the last layer anew, as torch does: uniform between ±1 / sqrt(width). Equal for equal seeds whatever is below it."""
-    with _seeded(seed):
+    with seeded(seed):
         cast(nn.Linear, network.get_submodule(cast(str, network.head))).reset_parameters()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Drawn in here depends on the seed alone, and changes nothing for whoever draws after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _head(network: Network) -> set[str]:
@@ -426,9 +405,8 @@ def _own(files: Sequence[Path], config: Mapping[str, Any], fresh: bool) -> tuple
     wanted, head = network.state_dict(), _head(network) if fresh else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     found, unknown = read_weights(files, lambda names: {n: n for n in names}, shapes, head, torch.float32)
-    state = {
-        name: tensor.to(wanted[name].dtype) for name, tensor in found.items()
-    }  # batch norm counts in whole numbers
+    # batch norm counts in whole numbers
+    state = {name: tensor.to(wanted[name].dtype) for name, tensor in found.items()}
     network.load_state_dict(state | {name: torch.empty(shapes[name]) for name in head}, strict=False, assign=True)
     return network, wanted.keys() - found.keys(), unknown
 
@@ -437,18 +415,7 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
     """As `_own`, by transformers."""
     from transformers import AutoModelForImageClassification
 
-    with quiet(), _seeded(seed):
-        check_parameters(lambda: AutoModelForImageClassification.from_config(settings), folder)
-        found, report = AutoModelForImageClassification.from_pretrained(
-            folder,
-            config=settings,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+    found, report = opened(AutoModelForImageClassification, folder, settings, torch.float32, seed, True)
     for part in (*found.parameters(), *found.buffers()):
         part.data = part.data.clone()  # out of the file, which may be replaced meanwhile
     network = Transformers(found)
@@ -459,6 +426,5 @@ def _through_transformers(folder: Path, settings: Any, fresh: bool, seed: int) -
         if name not in head
     ]
     if wrong:
-        fix = "weights and config.json must be of one model: copy or fetch both again"
-        raise UserError(f"{folder}: {len(wrong)} weights do not fit config.json: {'; '.join(wrong[:5])}", fix)
+        raise unfit(folder, wrong)
     return network, set(report["missing_keys"]), set(report["unexpected_keys"])

@@ -65,10 +65,8 @@ def build(prepared: Prepared, say: Say) -> Trainable:
 
 def task_of(prepared: Prepared, model: Any) -> Any:
     """What is learned, and by whom."""
-    options, trained = (
-        prepared.experiment.training,
-        {adapter.plain_name(name): p for name, p in model.named_parameters() if p.requires_grad},
-    )
+    options = prepared.experiment.training
+    trained = {adapter.plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
     def learner(part: str = "") -> Learner:
         mine = {name: parameter for name, parameter in trained.items() if name.startswith(part)}
@@ -120,7 +118,8 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     most = modality(prepared.task).micro_batch(prepared)
     sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(rows.timed, most))
     batch = sample[len(sample) // 2]
-    shortest = rows.batches([int(rows.lengths.argmin())], 1)[0] if hasattr(rows, "lengths") else batch
+    lengths = getattr(rows, "lengths", None)  # tokens of each row, which is never cut; images have none
+    shortest = batch if lengths is None else rows.batches([int(lengths.argmin())], 1)[0]
     place = calibration.kept_at(
         device.machine(gpus=True), "trial", *what_a_trial_depends_on(built, prepared, shortest, batch)
     )
@@ -143,9 +142,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         "seconds_for_test": 2 * prepared.rows["test"].size / rate / 3,  # forward only is a third; before and after
         "disk_bytes": 3 * 12.0 * trained + 4.0 * final,
         "trained_parameters": float(trained),
-        "longest": float(rows.lengths.max())
-        if hasattr(rows, "lengths")
-        else 0.0,  # tokens of a row, which is never cut
+        "longest": 0.0 if lengths is None else float(lengths.max()),
         # a gradient and two moments; and a copy of weights and moments, from which a checkpoint is written; an average, and its copy
         **memory(
             device.resident_memory_bytes() + (24.0 if options.ema is None else 32.0) * trained,
@@ -233,26 +230,11 @@ def fitting(
         tokens //= 2
     if tokens == setting.value:
         return prepared, expected
-    prepared = with_micro_batch(prepared, tokens, f"derived: {room / 1e9:.1f} GB of memory are free")
+    prepared = prepared.with_setting(
+        "micro_batch_tokens", Setting(tokens, f"derived: {room / 1e9:.1f} GB of memory are free")
+    )
     built.state.data = replace(built.state.data, most=tokens)  # type: ignore[type-var]
     return prepared, {**expected, "memory_bytes": expected["fixed_bytes"] + each * tokens}
-
-
-def with_micro_batch(prepared: Prepared, tokens: int, reason: str) -> Prepared:
-    """The same with micro-batches of so many tokens."""
-    training = replace(prepared.experiment.training, micro_batch_tokens=tokens)
-    settings = prepared.settings | {"micro_batch_tokens": Setting(tokens, reason)}
-    return replace(prepared, experiment=replace(prepared.experiment, training=training), settings=settings)
-
-
-def with_steps(prepared: Prepared, setting: Setting) -> Prepared:
-    """The number of steps, once it is known."""
-    training = replace(prepared.experiment.training, steps=setting.value)
-    return replace(
-        prepared,
-        experiment=replace(prepared.experiment, training=training),
-        settings=prepared.settings | {"steps": setting},
-    )
 
 
 def validation(prepared: Prepared) -> list[Batch]:
@@ -265,9 +247,3 @@ def validation(prepared: Prepared) -> list[Batch]:
     chosen = sorted({int(place) for place in np.linspace(0, len(rows) - 1, count)})
     found: list[Batch] = rows.batches(chosen, modality(prepared.task).looked_at(prepared))
     return found
-
-
-def in_float32(prepared: Prepared) -> Prepared:
-    """The same with exact products, for merging."""
-    training = replace(prepared.experiment.training, precision="float32")
-    return replace(prepared, experiment=replace(prepared.experiment, training=training))

@@ -143,10 +143,8 @@ def verdicts(compared: Iterable[Json]) -> list[str]:
 
 def intervals(evaluation: Json) -> str:
     """What the intervals are, and over what."""
-    level, rows = (
-        f"{100 * evaluation.get('level', 0.95):.0f} %",
-        f"{number(evaluation.get('rows'))} {evaluation.get('unit', 'row')}s",
-    )
+    level = f"{100 * evaluation.get('level', 0.95):.0f} %"
+    rows = f"{number(evaluation.get('rows'))} {evaluation.get('unit', 'row')}s"
     if "frechet_pixels" in (evaluation.get("metrics") or {}):
         return f"{level} intervals over several draws of as many images as the {rows} held out"
     answered = evaluation.get("answered")

@@ -21,9 +21,11 @@ from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.experiment import Asked, Experiment
 from danlu.models import own, own_text, scaling
+from danlu.models.base import Base, resolve, tokenizer_folder
+from danlu.models.folder import read_json
 from danlu.models.generate import Sampling
 from danlu.models.options import CODE, THEIRS
-from danlu.models.pretrained import Base, needless, read_json, resolve, tokenizer_folder
+from danlu.models.pretrained import needless
 from danlu.stages import plan
 from danlu.stages.corpus_answers import Continuations, answering, at_the_end, encoded, evaluate, packed, predict
 from danlu.stages.curated import Curated
@@ -41,7 +43,7 @@ from danlu.stages.prepare import (
     shared_findings,
     sources_of,
 )
-from danlu.stages.texts import check_unknown, check_vocabulary, flaws, keep, micro_batch, network, read_source, spread
+from danlu.stages.texts import check_unknown, flaws, keep, micro_batch, network, read_source, spread
 from danlu.stages.vectors import for_tokens
 from danlu.tasks.material import Account, Item, RunningText
 
@@ -71,7 +73,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     parts = curated.items if curated else part(material, sources, experiment, dropped, say)
     if weights is not None:
         tokenizer = Tokenizer.load(weights.folder)
-        check_vocabulary(tokenizer.base_size, weights)
+        weights.check_vocabulary(tokenizer.base_size)
         if curated and tokenizer.rust.to_str() != curated.tokenizer.rust.to_str():
             raise UserError(
                 f"{curated.folder} was tokenized with another tokenizer than that of {base.name}",
@@ -95,7 +97,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     if not len(rows["train"]):
         raise UserError("nothing to learn: no text", "look at `danlu preflight`")
     if weights is not None:
-        check_vocabulary(max(int(each.ids.max(initial=-1)) + 1 for each in rows.values()), weights)
+        weights.check_vocabulary(max(int(each.ids.max(initial=-1)) + 1 for each in rows.values()))
     unknown = share_of(tokenizer.unknown, tokens["train"].ids)
     check_unknown(unknown, parts["train"][:1000], base, options.unknown_share)
     described = None
@@ -139,13 +141,13 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
 
 def start(asked: Asked, say: Say) -> Base:
     """Where the weights come from; gpt and bert mean random ones."""
-    name, task, options = asked.experiment.model.model, asked.experiment.task.task, asked.experiment
+    name, task, values = asked.experiment.model.model, asked.experiment.task.task, config.flat(asked.experiment)
     if name in SCRATCH or CODE.fullmatch(name):
         if SCRATCH.get(name, "language-model") != task:
             fix = f"danlu pretrain {name if name in SCRATCH else f'gpt model={name}'}"
             raise UserError(f"model={name} cannot be trained for {task}", fix)
         for key in ("depth", "vectors", "dropout") if name not in SCRATCH else ():
-            if getattr(options.model, key) is not None:
+            if values[key] is not None:
                 raise UserError(f"{key}= describes danlu's own networks, and {name} is yours", "leave it out")
         settings = asked.settings
         both = [
@@ -154,14 +156,8 @@ def start(asked: Asked, say: Say) -> Base:
         if len(both) == 2 and both[0].origin != KEPT and not both[1].origin.startswith("derived"):
             raise UserError("tokenizer= is ready, so there is no vocabulary= to learn", "leave one of them out")
         return Base(name, Path(), "", "none: random weights", "random")
-    for key, found in (
-        ("depth", options.model.depth),
-        ("initialise", options.model.initialise),
-        ("vectors", options.model.vectors),
-        ("tokenizer", options.data.tokenizer),
-        ("vocabulary", options.data.vocabulary),
-    ):
-        if found is not None:
+    for key in ("depth", "initialise", "vectors", "tokenizer", "vocabulary"):
+        if values[key] is not None:
             raise UserError(f"{key}= describes random weights, but {name} has weights", "leave it out")
     return resolve(name, say, tuple(SCRATCH))
 
@@ -203,11 +199,8 @@ def share_of(token: int | None, ids: np.ndarray) -> float:
 def context_of(experiment: Experiment, weights: Weights | None, lengths: np.ndarray, base: Base) -> int:
     """Tokens in a row: enough for nine of ten documents, as far as the model can see. lengths: int [documents], of each in tokens."""
     wanted = experiment.data.max_tokens
-    if weights is not None and wanted is not None and wanted > weights.context:
-        raise UserError(
-            f"max_tokens={wanted}, but {base.name} reads at most {weights.context} tokens",
-            f"set max_tokens={weights.context} or less",
-        )
+    if weights is not None:
+        weights.check_length(wanted, base.name)
     if wanted is not None:
         return wanted
     long = float(np.percentile(lengths, 90)) if len(lengths) else 128.0

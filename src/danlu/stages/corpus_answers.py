@@ -15,7 +15,6 @@ from danlu.core.errors import UserError
 from danlu.core.run import Run, write_text
 from danlu.data import pack
 from danlu.data.pack import Packed, Tokens
-from danlu.data.source import read
 from danlu.data.tokenizer import Tokenizer
 from danlu.evaluation import metrics
 from danlu.evaluation.baselines import counted_tokens
@@ -60,9 +59,9 @@ def flat(rows: Packed, most: int | None = None) -> tuple[np.ndarray, np.ndarray]
     return batch.ids.numpy(), batch.targets.numpy()
 
 
-def task_of(model: Any, tokenizer: Tokenizer, causal: bool, share: float) -> Language | Masked:
-    """The task that measures a model of running text."""
-    return Language(model) if causal else Masked(model, tokenizer.specials[tokenizer.named["mask_token"]], share=share)
+def mask_of(tokenizer: Tokenizer) -> int:
+    """The token that stands where another is hidden."""
+    return tokenizer.specials[tokenizer.named["mask_token"]]
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -90,10 +89,12 @@ class Measured:
 
 def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Measured:
     """How well a model predicts these documents; one longer than the model sees is read in pieces."""
-    causal = opened.task == "language-model"
-    task = task_of(opened.model, opened.tokenizer, causal, share)
-    texts = Tokens.of(encoded([item.text for item in items], opened.tokenizer, causal), range(len(items)))
-    rows = packed(texts, opened.tokenizer, opened.max_tokens, causal, aligned=True)
+    causal, tokenizer = opened.task == "language-model", opened.tokenizer
+    task: Language | Masked = (
+        Language(opened.model) if causal else Masked(opened.model, mask_of(tokenizer), share=share)
+    )
+    texts = Tokens.of(encoded([item.text for item in items], tokenizer, causal), range(len(items)))
+    rows = packed(texts, tokenizer, opened.max_tokens, causal, aligned=True)
     batches = rows.batches(range(len(rows)), TOKENS)
     found = measure(opened.model, task.measures, batches, opened.precision)
     owners = np.concatenate([batch.rows for batch in batches])
@@ -104,7 +105,7 @@ def measured(opened: Opened, items: Sequence[Item], share: float = 0.15) -> Meas
     sizes = np.array([len(item.text.encode()) for item in items])
     right = by_document(found["accuracy"][0]) if "accuracy" in found else None
     sums, counts = map(by_document, found["loss"])
-    return Measured(sums, counts, sizes, right, opened.tokenizer.size)
+    return Measured(sums, counts, sizes, right, tokenizer.size)
 
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     share = prepared.experiment.task.mask_share
     say(f"testing on {len(items)} documents that were neither learned from nor chosen by")
     mine = measured(opened, items, share)
-    result = {"split": "test", **mine.report()}
+    result = mine.report()
     if prepared.experiment.task.baselines and mine.right is None:
         result["baselines"] = baselines_of(prepared, mine, say)
     if prepared.base.kind != "random":
@@ -178,8 +179,7 @@ def examples(opened: Opened, items: Sequence[Item], shown: int = SHOWN, beginnin
             if not ids:
                 continue
             middle, around = len(ids) // 2, tokenizer.encode("", special=True)
-            mask = tokenizer.specials[tokenizer.named["mask_token"]]
-            asked, rest = [*ids[:middle], mask, *ids[middle + 1 :]], ids[middle : middle + 1]
+            asked, rest = [*ids[:middle], mask_of(tokenizer), *ids[middle + 1 :]], ids[middle : middle + 1]
             answer = best(opened, [*around[:1], *asked, *around[1:]])[0][0]["token"]
         read = (tokenizer.decode(asked, skip_special=opened.task == "language-model"), tokenizer.decode(rest, True))
         found.append({"input": read[0], "expected": read[1], "answer": answer, "right": answer == read[1]})
@@ -199,7 +199,7 @@ def evaluate(run: Run, data: Any, say: Say, text: str | None = None, network: An
             "`danlu prepare corpus … against=FILE` keeps a test file out"
         )
     found = measured(opened, items, float(used["mask_share"])).report()
-    return {"split": "test" if own else "data", **found, "dropped": dropped}
+    return {**found, "dropped": dropped}
 
 
 # -------------------------------------------------------------------------------------------------------------- answers
@@ -233,10 +233,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """What goes on from each text, or stands behind its masks. settings: of `Sampling`. network: the code of a person's own."""
     opened = open_final(run, network=network)
-    given = [inputs] if isinstance(inputs, str) else inputs
-    asked = list(given) if given is not None else inputs_of(opened, read(data), text)
-    if not asked:
-        raise UserError("nothing to answer", "give texts, or data=FILE")
+    asked = inputs_of(opened, inputs, data, text)
     for each in asked:
         if not isinstance(each, str):
             raise UserError(f"found {each!r}, expected text", "give texts, or data=FILE")
@@ -276,7 +273,7 @@ def best(opened: Opened, ids: Sequence[int], candidates: int = 5) -> list[list[d
     """For each mask in a text the likeliest tokens."""
     tokenizer, device = opened.tokenizer, next(opened.model.parameters()).device
     given = torch.tensor(ids)
-    places = (given == tokenizer.specials[tokenizer.named["mask_token"]]).nonzero()[:, 0].to(device)
+    places = (given == mask_of(tokenizer)).nonzero()[:, 0].to(device)
     with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
         logits = opened.model.logits(opened.model(given.to(device), (len(ids),))[places])
     chances, tokens = (each.tolist() for each in logits.float().softmax(-1).topk(candidates))

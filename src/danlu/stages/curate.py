@@ -19,35 +19,27 @@ from danlu.core.cache import remove, sha256, whole, write_json
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.run import write_text
-from danlu.data import curate, near, steps
+from danlu.data import assemble, curate, near, steps
+from danlu.data.assemble import Cuts, Packing
 from danlu.data.cluster import over_units
-from danlu.data.curate import Cuts, Packing, Plan, Say, Summary, intact
+from danlu.data.curate import Plan, Say, Summary
+from danlu.data.files import FORMATS, shown, suffix
 from danlu.data.options import CleaningOptions, CorpusOptions
-from danlu.data.source import FORMATS, read, shown, suffix
+from danlu.data.source import read
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
 from danlu.data.workers import Workers
-from danlu.models.pretrained import tokenizer_folder
+from danlu.models.base import tokenizer_folder
+from danlu.stages.corpus_folder import CARD, FORMAT, LOCK, PAGE, ROWS, begun, card_of, ours
 from danlu.stages.corpus_page import page
 
 
-CARD, PAGE, LOCK = "corpus.json", "corpus.html", ".lock"
-ASKED, ROWS = "asked.json", "rows.jsonl"
-"""In `work`: what was asked for, and what was handed over in Python."""
-FORMAT = 1
-"""Of the folder."""
-LAYOUT = 2
-"""Of what is in `work`: another one cannot be gone on with."""
 LEARNED_FROM = 100_000_000
 """Bytes of text, spread over the corpus, that a tokenizer is learned from at most; said where there are more."""
 HELD = 2000
 """Documents that are usually enough to measure on."""
 EVERY = 5.0
 """Seconds between two lines of progress."""
-SETTLED = ("workers", "bad_share", "engine", "engine_options")
-"""Settings that may change when a corpus is gone on with: nothing that is there depends on them."""
-LATER = ("validation_share", "test_share")
-"""Settings that may change until it is done: what was read does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -104,33 +96,6 @@ def corpus(
         ) from None
 
 
-def card_of(folder: Path) -> dict[str, Any] | None:
-    """What corpus.json of a finished corpus holds; None: there is none, or it is another program's.
-
-    Raises:
-        UserError: a newer danlu wrote it.
-    """
-    try:
-        found = json.loads((folder / CARD).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    known = {"format", "asked", "files", "danlu", "documents", "records", "tokens", "bytes", "dropped", "quarantined"}
-    if not isinstance(found, dict) or not known <= found.keys():
-        return None
-    if found["format"] != FORMAT:
-        raise UserError(
-            f"{folder / CARD}: found format {found['format']!r}, expected {FORMAT}", f"danlu {found['danlu']} wrote it"
-        )
-    return found
-
-
-def ours(out: Path) -> bool:
-    """Whether a folder is a corpus, finished or begun, or nothing is in it but what a command that hardly began left."""
-    if (out / "work" / ASKED).is_file() or card_of(out):
-        return True
-    return {path.name for path in (*out.iterdir(), *out.glob("work/*"))} <= {LOCK, "work", ROWS, f".building-{ROWS}"}
-
-
 def _corpus(
     given: Curation, out: Path, units: tuple[curate.Unit, ...], note: str, say: Say, characters: int
 ) -> dict[str, Any]:
@@ -141,7 +106,7 @@ def _corpus(
     clean = steps.Cleaner(cleaning, tests)
     folder = tokenizer_at(options, say)
     contents = {"against": digest, "tokenizer": sha256(folder / "tokenizer.json") if folder else None}
-    asked = begun(given, units, out, contents)
+    asked = begun(config.flat(given), units, out, contents)
     if found := card_of(out):
         shutil.rmtree(out / "work", ignore_errors=True)
         say(f"{out} is finished already")
@@ -156,73 +121,15 @@ def _corpus(
     summary, files = first_pass(plan, workers, options.bad_share, note, say)
     if plan.duplicates:
         say("looking for documents that repeat others")
-    curate.find_repeats(plan)
+    assemble.find_repeats(plan)
     cuts, shares = set_aside(plan, options, summary, say)
     tokenizer = tokenizer_for(plan, cuts, options, folder, summary.bytes, out, say)
     given_to_pack = Packing(plan, cuts, tokenizer, causal(tokenizer))
-    spread(options, partial(curate.pack_alone, given_to_pack), plan, "pack", say)
+    spread(options, partial(assemble.pack_alone, given_to_pack), plan, "pack", say)
     counts = third_pass(given_to_pack, workers, summary, options.bad_share, say)
     say("joining")
-    curate.join(plan, out, tokenizer is not None)
+    assemble.join(plan, out, tokenizer is not None)
     return finish(out, plan, cleaning, asked, why, shares, summary, files, note, counts, tokenizer, say)
-
-
-def begun(
-    given: Curation, units: tuple[curate.Unit, ...], out: Path, contents: dict[str, str | None]
-) -> dict[str, Any]:
-    """What was asked for, written down at the beginning and equal to what is there from before. contents: SHA-256 of what settings name.
-
-    Where only files have changed, or settings of LATER, what was made of all of them goes; `work/read` stays, which is told apart by them.
-
-    Raises:
-        UserError: naming the first setting that is different; a file is, of a finished corpus.
-    """
-    asked = {key: value for key, value in config.flat(given).items() if key not in SETTLED} | {
-        key: digest for key, digest in contents.items() if digest
-    }
-    asked = {key: shown(value) if isinstance(value, str) else value for key, value in asked.items()}
-    files = [list(state) for unit in units for state in unit.states]
-    found = {"danlu": version("danlu"), "layout": LAYOUT, "settings": json.loads(json.dumps(asked)), "files": files}
-    place, card = out / "work" / ASKED, card_of(out)
-    before = found
-    if card or place.is_file():
-        with intact(out / CARD if card else place):
-            before = card["asked"] if card else json.loads(place.read_bytes())
-            before = {key: before.get(key, 0) if key == "layout" else before[key] for key in found}
-    for key in sorted(found["settings"]):
-        one, two = (each["settings"].get(key) for each in (before, found))
-        if one != two and key != "data" and (card or key not in LATER):
-            raise another(
-                out, f"no {key}=" if one is None else f"{key}={one}", "not given" if two is None else str(two)
-            )
-    if (before["danlu"], before["layout"]) != (found["danlu"], LAYOUT):
-        raise another(out, f"danlu {before['danlu']}, layout {before['layout']}", f"{found['danlu']}, layout {LAYOUT}")
-    if card and before["files"] != files:
-        then, now = ({state[0]: state for state in each} for each in (before["files"], files))
-        name = next((name for name in [*now, *then] if then.get(name) != now.get(name)), None)
-        if name in then and name in now:
-            raise another(out, f"{name} as it was then", "changed")
-        raise (
-            another(out, f"{name or 'files in another order'}", "not among the files")
-            if name not in now
-            else another(out, f"files without {name}", "among them")
-        )
-    later = [[each["settings"].get(key) for key in LATER] for each in (before, found)]
-    if before["files"] != files or later[0] != later[1]:
-        for path in (out / "tokenizer", *(out / "work").iterdir()):
-            if path.name not in ("read", ROWS, ASKED):
-                remove(path)
-    if not card:
-        write_json(place, found)
-    return found
-
-
-def another(out: Path, before: str, now: str) -> UserError:
-    """A corpus is there that was asked for otherwise."""
-    return UserError(
-        f"out={out} was begun with {before}, now it is {now}",
-        "give the command as it was, remove the folder, or name another out=",
-    )
 
 
 def against(options: CleaningOptions) -> tuple[steps.Against | None, str | None]:
@@ -341,7 +248,7 @@ def too_many(summary: Summary, bad_share: float, plan: Plan, least: int = 1000) 
 
 def set_aside(plan: Plan, options: CorpusOptions, summary: Summary, say: Say) -> tuple[Cuts, dict[str, Any]]:
     """How many documents are set aside, and which."""
-    stays = sum(int(each.sum()) for _, _, _, each in curate.staying(plan))
+    stays = sum(int(each.sum()) for _, _, _, each in assemble.staying(plan))
     found: dict[str, Any] = {}
     numbers = []
     for name, share in (("validation", options.validation_share), ("test", options.test_share)):
@@ -357,8 +264,8 @@ def set_aside(plan: Plan, options: CorpusOptions, summary: Summary, say: Say) ->
     say(
         f"{summary.kept - stays:,} documents repeat others; of {stays:,}, {numbers[0]:,} are set aside for validation, {numbers[1]:,} for the test"
     )
-    cuts = curate.cuts(plan, numbers[0], numbers[1], options.seed)
-    if not any((cuts.parts(keys)[stay] == 0).any() for _, _, keys, stay in curate.staying(plan)):
+    cuts = assemble.cuts(plan, numbers[0], numbers[1], options.seed)
+    if not any((cuts.parts(keys)[stay] == 0).any() for _, _, keys, stay in assemble.staying(plan)):
         raise UserError(
             f"of {stays} documents none is left to learn from: those of equal words are set aside together",
             "give more data, leave out duplicates=keep, or give validation_share=0 test_share=0",
@@ -392,7 +299,7 @@ def tokenizer_for(
         some = f" from {share:.1%} of the documents" if share < 1 else ""
         say(f"learning a tokenizer of {wanted:,} tokens ({'given' if options.vocabulary else 'derived'}){some}")
         try:
-            made = learn(curate.training_texts(plan, cuts, share), kind=options.kind, size=wanted, say=say)
+            made = learn(assemble.training_texts(plan, cuts, share), kind=options.kind, size=wanted, say=say)
         except UserError as error:
             raise UserError(
                 error.message.replace("size=", "vocabulary=", 1), "give a larger vocabulary=, or leave it out"
@@ -439,8 +346,8 @@ def third_pass(given: Packing, workers: int, summary: Summary, bad_share: float,
         progress(found["bytes_before"], found["bytes_before"], f"{found['tokens']:,} tokens")
 
     needed = replace(given, plan=replace(given.plan, units=()))
-    with Workers(workers, needed, curate.packing) as pool:
-        curate.pack(given, pool, done)
+    with Workers(workers, needed, assemble.packing) as pool:
+        assemble.pack(given, pool, done)
         pool.finish()
     too_many(summary, bad_share, given.plan, least=1)
     return found
@@ -468,7 +375,7 @@ def finish(
     cut = near.bands(similarity) if similarity else None
     dropped = dict(summary.dropped.most_common())
     dropped |= {
-        rule: counts[kind] for kind, rule in zip(("near", "exact"), curate.REPEATED, strict=True) if counts[kind]
+        rule: counts[kind] for kind, rule in zip(("near", "exact"), assemble.REPEATED, strict=True) if counts[kind]
     }
     documents = {part: counts[part] for part in ("train", "validation", "test")}
     found: dict[str, Any] = {
@@ -514,7 +421,7 @@ def finish(
         for path in sorted(out.rglob("*"))
         if path.is_file() and (out / "work") not in path.parents and path.name not in (CARD, PAGE, LOCK)
     }
-    write_text(out / PAGE, page(out.name, found, curate.with_originals(plan, summary.samples)))
+    write_text(out / PAGE, page(out.name, found, assemble.with_originals(plan, summary.samples)))
     write_json(out / CARD, found)
     shutil.rmtree(out / "work", ignore_errors=True)
     say(

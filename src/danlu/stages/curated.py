@@ -19,7 +19,7 @@ from danlu.data.pack import Tokens
 from danlu.data.rows import Source
 from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked
-from danlu.stages.curate import ASKED, CARD, card_of
+from danlu.stages.corpus_folder import ASKED, CARD, card_of
 from danlu.stages.prepare import KEPT
 from danlu.tasks.material import Item
 

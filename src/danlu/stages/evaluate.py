@@ -23,12 +23,13 @@ def evaluate(run: Run, data: Any = None, say: Say = print, **settings: Any) -> d
     Raises:
         UserError: no final model, no rows, rows of another form, or a label the model does not know.
     """
-    return of(run, "evaluate", settings).evaluate(run, data, say, **settings)
+    found = of(run, "evaluate", settings).evaluate(run, data, say, **settings)
+    return {"split": "test" if data is None else "data", **found}
 
 
 def at_the_end(run: Run, prepared: Prepared, say: Say) -> None:
     """The test of a training run: after and before, baselines, examples; written to evaluation.json."""
-    result = modality(prepared.task).at_the_end(run, prepared, say)
+    result = {"split": "test", **modality(prepared.task).at_the_end(run, prepared, say)}
     run.write("evaluation.json", result)
     for line in summary(result):
         say(line)

@@ -16,8 +16,8 @@ from danlu.core.run import Run
 from danlu.models import gguf as reader
 from danlu.models.blocks import Rotary
 from danlu.models.decoder import FAMILY, Decoder, windows
+from danlu.models.folder import read_json
 from danlu.models.options import THEIRS
-from danlu.models.pretrained import read_json
 from danlu.stages.load import Opened, open_final
 
 

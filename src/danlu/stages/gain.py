@@ -17,7 +17,8 @@ from danlu.core.run import Run
 from danlu.data.loader import windows
 from danlu.evaluation import metrics
 from danlu.evaluation.compare import verdict
-from danlu.models.pretrained import Base, weights_sha256
+from danlu.models.base import Base
+from danlu.models.folder import weights_sha256
 from danlu.stages.build import build
 from danlu.stages.corpus_answers import measured
 from danlu.stages.load import Opened, weights_of
@@ -101,12 +102,7 @@ def of_vectors(run: Run, prepared: Prepared, seeds: int, asked: bool, say: Say) 
     found, said = np.empty((2, seeds, len(items))), time.perf_counter()
     for place in range(2 * seeds):
         seed, side = divmod(place, 2)
-        training = replace(prepared.experiment.training, seed=seed)
-        mine = replace(
-            prepared,
-            experiment=replace(prepared.experiment, training=training),
-            vectors=prepared.vectors if side else None,
-        )
+        mine = replace(prepared.with_training(seed=seed), vectors=prepared.vectors if side else None)
         built = build(mine, lambda _: None)
         fit(built.state, steps)
         swap_averages(built.task.learners())
@@ -233,19 +229,11 @@ def batch_of(prepared: Prepared, count: int) -> int:
 def chances(prepared: Prepared, count: int, rate: float, seed: int, part: str) -> np.ndarray:
     """What one training gives each row of `part`, float32 [rows, labels]; nothing is written."""
     train, steps = prepared.rows["train"], updates(prepared, count)
-    own = prepared.experiment.training
-    training = replace(
-        own,
-        seed=seed,
-        learning_rate=rate,
-        learning_rates=own.learning_rates if prepared.base.kind != "random" and rate == own.learning_rate else None,
-        steps=steps,
-        batch_size=batch_of(prepared, count),
-    )
+    own, size = prepared.experiment.training, batch_of(prepared, count)
+    rates = own.learning_rates if prepared.base.kind != "random" and rate == own.learning_rate else None
+    small = prepared.with_setting("steps", Setting(steps, "the comparison"))
     small = replace(
-        prepared,
-        experiment=replace(prepared.experiment, training=training),
-        settings=prepared.settings | {"steps": Setting(steps, "the comparison")},
+        small.with_training(seed=seed, learning_rate=rate, learning_rates=rates, batch_size=size),
         rows={**prepared.rows, "train": train.take(balanced(train.targets, count, seed))},
     )
     built = build(small, lambda _: None)

@@ -15,14 +15,15 @@ import torch
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
 from danlu.core.types import Examples
-from danlu.data.images import Pictures, read_images
+from danlu.data.images import read_images
+from danlu.data.pictures import Pictures
 from danlu.data.processor import Processor
 from danlu.data.rows import FileRow
 from danlu.evaluation import baselines, metrics
-from danlu.evaluation.classification import beside, right_and_wrong
+from danlu.evaluation.classification import beside, named, right_and_wrong
 from danlu.evaluation.compare import compare
 from danlu.models import vision
-from danlu.models.pretrained import labels_of
+from danlu.models.folder import labels_of
 from danlu.stages.load import sealed
 from danlu.stages.prepare import Prepared, Say
 from danlu.stages.samples import SHOWN, grid_of, png, tiled
@@ -55,20 +56,20 @@ class Opened:
     def __call__(self, inputs: Sequence[Any], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """A label with probabilities, or the error of the reconstruction, for each image: a path, bytes, an array or a PIL image."""
         places = [str(each) if isinstance(each, (str, Path)) else f"image {n}" for n, each in enumerate(inputs, 1)]
-        pixels = self.processor.prepare(list(inputs), places, still)
-        rows = Pictures.of(pixels, range(len(pixels)), [-1] * len(pixels), self.processor)
-        named = [{"input": place} for place in places]
+        rows = self.pictures(inputs, places, still)
         if self.task == "autoencoder":
-            errors = squares(self, rows, still) / pixels[0].size
-            return [{**name, "mse": round(float(error), 8)} for name, error in zip(named, errors, strict=True)]
-        return [
-            {
-                **name,
-                "label": self.labels[int(row.argmax())],
-                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
-            }
-            for name, row in zip(named, probabilities(self, rows, still), strict=True)
-        ]
+            errors = squares(self, rows, still) / rows.pixels[0].size
+            answers = [{"mse": round(float(error), 8)} for error in errors]
+        else:
+            answers = named(probabilities(self.model, rows, self.precision, still), self.labels)
+        return [{"input": place, **answer} for place, answer in zip(places, answers, strict=True)]
+
+    def pictures(
+        self, inputs: Sequence[Any], places: Sequence[str], still: Callable[[], None] = lambda: None
+    ) -> Pictures:
+        """Inputs as the network sees them. places: what they are called in an error."""
+        pixels = self.processor.prepare(list(inputs), places, still)
+        return Pictures.of(pixels, range(len(pixels)), [-1] * len(pixels), self.processor)
 
 
 def answering(run: Run, network: Any = None) -> Opened:
@@ -78,8 +79,8 @@ def answering(run: Run, network: Any = None) -> Opened:
         UserError: the run has none yet, or it has changed since it was written.
     """
     sealed(run)
-    facts, used = run.read("run.json"), run.read("experiment.json")["used"]
-    torch.set_num_threads(int(used["threads"]["value"] or 1))
+    facts, used = run.read("run.json"), run.settings()
+    torch.set_num_threads(int(used["threads"] or 1))
     labels = tuple(facts.get("labels") or ())
     with reading(run.model):
         model = vision.load(run.model, log=lambda _: None, network=network)
@@ -90,7 +91,7 @@ def answering(run: Run, network: Any = None) -> Opened:
             "restore the folder from a copy of the run",
         )
     model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return Opened(run, model, processor, facts["task"], labels, getattr(torch, used["precision"]["value"]))
+    return Opened(run, model, processor, facts["task"], labels, getattr(torch, used["precision"]))
 
 
 def batches(rows: Pictures, still: Callable[[], None]) -> Iterator[Examples]:
@@ -101,12 +102,14 @@ def batches(rows: Pictures, still: Callable[[], None]) -> Iterator[Examples]:
 
 
 @torch.inference_mode()
-def probabilities(opened: Opened, rows: Pictures, still: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Softmax of the logits, float32 [rows, labels]."""
-    device, found = next(opened.model.parameters()).device, []
+def probabilities(
+    model: Any, rows: Pictures, precision: torch.dtype, still: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Softmax of the logits, float32 [rows, labels]; the model is in evaluation mode."""
+    device, found = next(model.parameters()).device, []
     for batch in batches(rows, still):
-        with torch.autocast(device.type, opened.precision, enabled=opened.precision != torch.float32):
-            logits = opened.model.logits(opened.model(batch.inputs.to(device)))
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model.logits(model(batch.inputs.to(device)))
         found.append(logits.float().softmax(-1).cpu().numpy())
     return np.concatenate(found)
 
@@ -163,8 +166,7 @@ def predict(
     if out is not None:
         if opened.task != "autoencoder":
             raise UserError(f"out={out}: a classifier has no image to write", "leave out= away")
-        pixels = opened.processor.prepare(asked[:SHOWN], [str(each) for each in asked[:SHOWN]])
-        rows = Pictures.of(pixels, range(len(pixels)), [-1] * len(pixels), opened.processor)
+        rows = opened.pictures(asked[:SHOWN], [str(each) for each in asked[:SHOWN]])
         Path(out).write_bytes(png(tiled(grid_of(opened.model, rows, 0.0))))
     return found
 
@@ -220,7 +222,7 @@ def evaluate(run: Run, data: Any, say: Say, label: str | None = None, network: A
     if not own:
         say_learned(run, rows.keys(), "images", say)
     dropped = [{"reason": each.reason, "count": 1, "examples": [each.place]} for each in rejected]
-    return {"split": "test" if own else "data", "unit": "image", **figures(opened, rows)[0], "dropped": dropped}
+    return {"unit": "image", **figures(opened, rows)[0], "dropped": dropped}
 
 
 def figures(opened: Opened, rows: Pictures) -> tuple[dict[str, Any], Any]:
@@ -230,7 +232,7 @@ def figures(opened: Opened, rows: Pictures) -> tuple[dict[str, Any], Any]:
         return metrics.reconstruction_report(errors, rows.pixels[0].size), errors
     if opened.task == "gan":
         return closeness(opened, rows), None
-    chances = probabilities(opened, rows)
+    chances = probabilities(opened.model, rows, opened.precision)
     return metrics.classification_report(rows.targets, chances.argmax(1), chances, opened.labels), chances
 
 
@@ -290,4 +292,4 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
         result["examples"] = right_and_wrong(
             rows.targets, found, opened.labels, lambda n: {"image": base64.b64encode(png(rows.chosen[n])).decode()}
         )
-    return {"split": "test", "unit": "image", **result}
+    return {"unit": "image", **result}

@@ -16,17 +16,18 @@ import torch
 
 from danlu.core import config as settings
 from danlu.core.errors import UserError, reading
-from danlu.core.run import Run
 from danlu.core.types import CLASSIFIERS
-from danlu.data.images import Pictures, read_images, survey
+from danlu.data.images import read_images, survey
+from danlu.data.pictures import Pictures
 from danlu.data.processor import Augment, Processor, usual_size
 from danlu.data.source import Source
 from danlu.experiment import Asked, Experiment
 from danlu.models import own, vision
+from danlu.models.base import Base, resolve
+from danlu.models.folder import labels_of, read_json
 from danlu.models.initialise import initialise
 from danlu.models.options import CODE, ModelOptions
-from danlu.models.pretrained import Base, labels_of, read_json, resolve
-from danlu.stages.image_answers import BATCH, Opened, answering, at_the_end, evaluate, predict, probabilities
+from danlu.stages.image_answers import BATCH, answering, at_the_end, evaluate, predict, probabilities
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
     KEPT,
@@ -319,8 +320,7 @@ def blank(prepared: Prepared) -> Prepared:
 
 def chances(prepared: Prepared, model: Any, part: str) -> np.ndarray:
     """What a classifier gives each image of a part: float32 [images, labels]."""
-    opened = Opened(Run(Path()), model.eval(), prepared.processor, prepared.task, prepared.labels, torch.float32)
-    return probabilities(opened, prepared.rows[part])
+    return probabilities(model.eval(), prepared.rows[part], torch.float32)
 
 
 def micro_batch(prepared: Prepared) -> int:

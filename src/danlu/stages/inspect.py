@@ -100,17 +100,9 @@ def settings_of(run: Run) -> dict[str, dict[str, Any]]:
 
 def settings_asked(asked: Asked) -> dict[str, dict[str, Any]]:
     """Every setting of an experiment before it is prepared; what is still open says so."""
-    about = meanings(asked.experiment.task.task)
+    about, origins = meanings(asked.experiment.task.task), {key: each.origin for key, each in asked.settings.items()}
     return {
-        key: {
-            "value": value,
-            "origin": asked.settings[key].origin
-            if key in asked.settings
-            else "default"
-            if value is not None
-            else "open",
-            "about": about[key],
-        }
+        key: {"value": value, "origin": origins.get(key, "open" if value is None else "default"), "about": about[key]}
         for key, value in config.flat(asked.experiment).items()
         if key in about
     }

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from danlu.core.errors import UserError, reading
 from danlu.core.run import Run
 from danlu.core.types import CLASSIFIERS
+from danlu.models.base import Base, resolve
+from danlu.models.folder import labels_of, read_json, shapes, weight_files, weights_sha256
 from danlu.models.options import THEIRS
-from danlu.models.pretrained import Base, labels_of, read_json, resolve, shapes, weight_files, weights_sha256
 
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ class Weights:
     parameters: int
     vocabulary: int | None = None
     bidirectional: bool = False
+
+    def check_vocabulary(self, tokens: int) -> None:
+        """A token needs its row in the embedding. An added token without one, that no row uses, does no harm: Gemma 3 has such a one."""
+        if self.vocabulary is not None and tokens > self.vocabulary:
+            raise UserError(
+                f"{self.folder}: the tokenizer has {tokens} tokens, the model's embedding {self.vocabulary} rows (vocab_size in config.json)",
+                "the tokenizer belongs to another model: copy or download the folder again, as a whole",
+            )
+
+    def check_length(self, max_tokens: int | None, name: str) -> None:
+        """A row can be no longer than what the model sees at once. name: of the model."""
+        if max_tokens is not None and max_tokens > self.context:
+            raise UserError(
+                f"max_tokens={max_tokens}, but {name} reads at most {self.context} tokens",
+                f"set max_tokens={self.context} or less",
+            )
 
 
 def adapter_of(folder: Path) -> dict[str, Any] | None:
@@ -171,9 +188,8 @@ def open_weights(
             adapter.load(model, weights.adapter)
         if merged:
             adapter.merge(model)
-    for parameter in model.parameters():
-        if (merged or weights.adapter is None) and model.config.get("model_type") != THEIRS:
-            parameter.requires_grad_(True)
+    if (merged or weights.adapter is None) and model.config.get("model_type") != THEIRS:
+        model.requires_grad_(True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -192,9 +208,7 @@ class Opened:
     text_column: str | None = None
 
 
-def open_final(
-    run: Run, precision: str | None = None, threads: int | None = None, merged: bool = False, network: Any = None
-) -> Opened:
+def open_final(run: Run, precision: str | None = None, merged: bool = False, network: Any = None) -> Opened:
     """The final model of a run, in evaluation mode, in the precision it was evaluated in unless told otherwise.
 
     network: the code of a person's own.
@@ -208,9 +222,9 @@ def open_final(
     from danlu.surgery.freeze import cast_frozen
 
     found = sealed(run)
-    facts, used = run.read("run.json"), run.read("experiment.json")["used"]
-    torch.set_num_threads(threads or int(used["threads"]["value"] or 1))
-    name = precision or used["precision"]["value"]
+    facts, used = run.read("run.json"), run.settings()
+    torch.set_num_threads(int(used["threads"] or 1))
+    name = precision or used["precision"]
     labels = tuple(facts.get("labels") or ())
     weights = weights_of(Base(str(run.path), run.model, found, "", "run"))
     with reading(run.model):
@@ -222,8 +236,7 @@ def open_final(
             "restore the folder from a copy of the run",
         )
     model = open_weights(weights, facts["task"], labels or None, merged=merged, network=network)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     kind: torch.dtype = getattr(torch, name)
     if kind != torch.float32 and model.config.get("model_type") != THEIRS:  # a person's own code expects what it made
         cast_frozen(model, kind, keep="lora_")
@@ -234,9 +247,9 @@ def open_final(
         facts["task"],
         labels,
         kind,
-        int(used["max_tokens"]["value"] or weights.context),
-        used["system"]["value"],
-        used["text"]["value"],
+        int(used["max_tokens"] or weights.context),
+        used["system"],
+        used["text"],
     )
 
 

@@ -13,6 +13,7 @@ from danlu.core.errors import UserError
 from danlu.core.run import Run, create, is_run
 from danlu.data.tokenizer import Tokenizer
 from danlu.models import pretrained
+from danlu.models.base import resolve
 from danlu.stages import report
 from danlu.stages.load import adapter_of, open_weights, seal, weights_of
 
@@ -31,7 +32,7 @@ def merge(run: Run, out: Path | None = None, say: Callable[[str], None] = print)
     if is_run(place):
         raise UserError(f"{place} is a run already", f"give another out=, or `danlu runs delete {place}`")
     facts = run.read("run.json")
-    base = pretrained.resolve(str(run.path), say)
+    base = resolve(str(run.path), say)
     model = open_weights(weights_of(base, say), facts["task"], facts["labels"] or None, merged=True)
 
     def fill(merged: Run) -> None:

@@ -18,11 +18,6 @@ from danlu.serving.engine import Predictor, Writer
 from danlu.stages.prepare import Prepared, Say
 
 
-def nothing(*_: Any) -> list[Any]:
-    """No hooks."""
-    return []
-
-
 @dataclass(frozen=True)
 class Modality:
     """The functions of `texts.py`, `corpus.py` and `images.py`; another modality is another module.
@@ -50,7 +45,7 @@ class Modality:
     answering: Callable[..., Writer | Predictor]
     blank: Callable[[Prepared], Prepared | None] = lambda _: None
     chances: Callable[[Prepared, Any, str], np.ndarray] = lambda *_: np.empty((0, 0))
-    watch: Callable[[Path, Prepared, Any, int, int, Say], list[Any]] = nothing
+    watch: Callable[[Path, Prepared, Any, int, int, Say], list[Any]] = lambda *_: []
     settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 

@@ -272,10 +272,8 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
     """The training of one depth."""
     config = config_of(given.kind, depth, given.vocabulary, given.context)
     inside, rest = scaling.parameters(config)
-    token, update = (
-        machine.token_seconds(config, given.length, max(given.micro_batch, given.context)),
-        machine.update_seconds(config, given.muon),
-    )
+    together = max(given.micro_batch, given.context)
+    token, update = machine.token_seconds(config, given.length, together), machine.update_seconds(config, given.muon)
 
     def looked_at(tokens: float) -> float:
         return min(given.held, tokens * HELD)
@@ -317,9 +315,7 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         worth=effective,
         held=math.ceil(looked_at(tokens)),
         seconds=tokens * token + steps * update + LOOKS * (looked_at(tokens) * token / 3 + LOOK_SECONDS),
-        memory_bytes=int(
-            PROGRAM + scaling.memory(config, min(size, max(given.micro_batch, given.context)), given.muon)
-        ),
+        memory_bytes=int(PROGRAM + scaling.memory(config, min(size, together), given.muon)),
         loss=scaling.loss(inside + rest, tokens, given.different),
         loss_of_small=small,
         bits_per_byte=small / math.log(2) / scaling.BYTES_PER_TOKEN,
@@ -339,11 +335,8 @@ def given_of(
     asked: Asked, context: int, vocabulary: int, rows: Mapping[str, Any] | None = None, tokens: float | None = None
 ) -> Given:
     """What settings and a text fix. rows: the text as `data.pack.Packed` by part. tokens: of a text that is not at hand, None without end."""
-    options, model, different = (
-        asked.experiment.training,
-        asked.experiment.model,
-        math.inf if tokens is None else tokens,
-    )
+    options, model = asked.experiment.training, asked.experiment.model
+    different = math.inf if tokens is None else tokens
     given = Given(
         kind=str(model.model),
         vocabulary=vocabulary,

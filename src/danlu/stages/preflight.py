@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from danlu.core import device
@@ -12,12 +11,11 @@ from danlu.core.config import Setting
 from danlu.core.errors import printable
 from danlu.experiment import Asked
 from danlu.stages import card
-from danlu.stages.build import build, trial, with_steps
-from danlu.stages.prepare import PARTS, Prepared, number, prepare
+from danlu.stages.build import build, trial
+from danlu.stages.prepare import PARTS, Prepared, Say, number, prepare
 from danlu.training.hooks import clock
 
 
-Say = Callable[[str], None]
 GREEN, GREY, OFF = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 
 
@@ -30,17 +28,13 @@ def preflight(asked: Asked, data: Any = None, say: Say = print) -> dict[str, Any
     prepared = prepare(asked, data, say)
     show(prepared, say)
     options = prepared.experiment.training
-    built = build(prepared if options.steps else with_steps(prepared, Setting(1, "not known yet")), say)
+    built = build(prepared if options.steps else prepared.with_setting("steps", Setting(1, "not known yet")), say)
     expected = trial(built, prepared)
     steps = options.steps or max(1, int(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
     for line in expectation(expected, steps, number(options.validate_every)):
         say(line)
-    used = {key: {"value": setting.value, "origin": setting.origin} for key, setting in prepared.settings.items()}
-    return {
-        **prepared.findings,
-        "expected": {**expected, "seconds": expected["seconds_per_step"] * steps},
-        "used": used,
-    }
+    expected |= {"seconds": expected["seconds_per_step"] * steps}
+    return {**prepared.findings, "expected": expected, "used": prepared.used}
 
 
 def show(prepared: Prepared, say: Say) -> None:
@@ -160,13 +154,6 @@ def expectation(expected: dict[str, float], steps: int, validate_every: int) -> 
         fix = "lower batch_size or image_size" if unit == "images" else "lower micro_batch_tokens, or use method=lora"
         return [line, f"warning: that is more memory than there is; {fix}"]
     return [line]
-
-
-def version() -> str:
-    """The installed danlu."""
-    from importlib.metadata import version as installed
-
-    return installed("danlu")
 
 
 def machine_facts() -> dict[str, Any]:

@@ -28,8 +28,8 @@ from danlu.data.rows import column
 from danlu.data.source import Source
 from danlu.data.split import moments, split
 from danlu.experiment import Asked, Experiment
+from danlu.models.base import Base
 from danlu.models.catalogue import MODELS
-from danlu.models.pretrained import Base
 from danlu.stages.load import adapter_of
 from danlu.tasks.material import Account, Item, Readable
 
@@ -71,6 +71,19 @@ class Prepared:
         rows = self.rows["train"]
         return windows(len(rows), number(self.experiment.training.batch_size), rows.least)
 
+    @property
+    def used(self) -> dict[str, dict[str, Any]]:
+        """Every setting, JSON-ready: key -> value and origin."""
+        return {key: {"value": setting.value, "origin": setting.origin} for key, setting in self.settings.items()}
+
+    def with_training(self, **changes: Any) -> Prepared:
+        """The same with other settings of training; `settings` stays."""
+        return replace(self, experiment=replace(self.experiment, training=replace(self.experiment.training, **changes)))
+
+    def with_setting(self, key: str, setting: Setting) -> Prepared:
+        """The same with a setting of training that has become known."""
+        return replace(self.with_training(**{key: setting.value}), settings=self.settings | {key: setting})
+
 
 def prepare(asked: Asked, data: Any = None, say: Say = print) -> Prepared:
     """Everything up to the first step.
@@ -109,7 +122,7 @@ def number(value: int | float | None) -> int:
 
 
 def part(
-    material: Readable, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Callable[[str], None]
+    material: Readable, sources: dict[str, Source], experiment: Experiment, dropped: Account, say: Say
 ) -> dict[str, list[Item]]:
     """Usable rows by part; rows of `data` that say the same as a given validation or test row, or nearly, leave the training part."""
     found: dict[str, list[Item]] = {}
@@ -117,14 +130,9 @@ def part(
         found[role], account = material.items(source)
         for rejected in source.rejected:
             dropped.add(rejected.reason, rejected.place)
-        for entry in account.json():
-            dropped.counts[entry["reason"]] += entry["count"]
-            dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
-        taken = (
-            f", the first {len(source.rows)} of {source.total}"
-            if len(source.rows) + len(source.rejected) < source.total
-            else ""
-        )
+        dropped.join(account)
+        some = len(source.rows) + len(source.rejected) < source.total
+        taken = f", the first {len(source.rows)} of {source.total}" * some
         say(f"{role}: {source.name} ({source.format}), {len(found[role])} rows{taken}: {material.said}")
         if not found[role]:
             raise UserError(f"{source.name}: no usable row of {source.total}", "see the reasons with bad_rows=error")
@@ -478,8 +486,8 @@ def rate_before(base: Base) -> tuple[float | None, str | None]:
     run = run_behind(base)
     if run is None:
         return None, None
-    used = run.read("experiment.json")["used"]
-    return float(used["learning_rate"]["value"]), str(used["optimizer"]["value"])
+    used = run.settings()
+    return float(used["learning_rate"]), str(used["optimizer"])
 
 
 def learned_before(base: Base, items: Sequence[Item]) -> list[str]:

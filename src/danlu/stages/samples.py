@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from danlu.core.cache import whole
-from danlu.data.images import Pictures
+from danlu.data.pictures import Pictures
 from danlu.stages.prepare import Prepared
 from danlu.training.fit import State, Step, averaged
 

@@ -20,7 +20,7 @@ from danlu.data.rows import TEXTS
 from danlu.data.source import Source, cell, column, read
 from danlu.evaluation import metrics
 from danlu.evaluation.baselines import Baseline, baselines
-from danlu.evaluation.classification import beside, right_and_wrong
+from danlu.evaluation.classification import beside, named, right_and_wrong
 from danlu.evaluation.compare import compare
 from danlu.models.generate import Sampling, generate
 from danlu.models.options import THEIRS
@@ -58,10 +58,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Labels with their probabilities, or answers, for texts, conversations or the rows of a file. settings: of `Sampling`."""
     opened = open_final(run)
-    given = [inputs] if isinstance(inputs, str) else inputs
-    asked = list(given) if given is not None else inputs_of(opened, read(data), text)
-    if not asked:
-        raise UserError("nothing to answer", "give texts, or data=FILE")
+    asked = inputs_of(opened, inputs, data, text)
     if opened.labels:
         if settings:
             raise UserError(
@@ -79,24 +76,34 @@ def predict(
     ]
 
 
-def inputs_of(opened: Opened, source: Source, text: str | None = None) -> list[Any]:
+def inputs_of(opened: Opened, inputs: Sequence[Any] | None, data: Any, text: str | None) -> list[Any]:
+    """What is to be answered: one text, several inputs, or the rows of the file `data`.
+
+    text: the column of the file.
+
+    Raises:
+        UserError: there is nothing, or the file has no such column.
+    """
+    given = [inputs] if isinstance(inputs, str) else inputs
+    if asked := list(given) if given is not None else rows_of(opened, read(data), text):
+        return asked
+    raise UserError("nothing to answer", "give texts, or data=FILE")
+
+
+def rows_of(opened: Opened, source: Source, text: str | None) -> list[Any]:
     """A file's rows as inputs: conversations without their last answer, or the column with the text.
 
     text: the column; the one of training, or found by its usual names, when not given.
     """
-    if text is None and not opened.labels and holds_chat(source):
+    names = set(source.columns)
+    holds_chat = bool(names & set(LISTS)) or any(set(pair) <= names for pair in PAIRS)
+    if text is None and not opened.labels and holds_chat:
         form = recognise(source)
         rows = [conversation(row, form, taught=False) for row in source.rows]
         return [row[:-1] if row[-1]["role"] == "assistant" else row for row in rows if row]
     trained = opened.text_column if opened.text_column in source.columns else None
     name = column(source, text or trained, TEXTS if opened.labels else PROMPTS, "text")
     return [str(cell(row, name)) for row in source.rows]
-
-
-def holds_chat(source: Source) -> bool:
-    """Whether the rows are conversations, rather than one text each."""
-    names = set(source.columns)
-    return bool(names & set(LISTS)) or any(set(pair) <= names for pair in PAIRS)
 
 
 def probabilities(opened: Opened, texts: Sequence[str], still: Callable[[], None] = lambda: None) -> np.ndarray:
@@ -136,14 +143,8 @@ class Classifier:
         self.opened, self.labels = opened, opened.labels
 
     def __call__(self, inputs: Sequence[str], still: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
-        return [
-            {
-                "input": given,
-                "label": self.labels[int(row.argmax())],
-                "probabilities": {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)},
-            }
-            for given, row in zip(inputs, probabilities(self.opened, inputs, still), strict=True)
-        ]
+        answers = named(probabilities(self.opened, inputs, still), self.labels)
+        return [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
 
 
 def answers_to(opened: Opened, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
@@ -364,8 +365,7 @@ def untouched(opened: Opened, prepared: Prepared) -> Iterator[Opened]:
             yield opened
         return
     model = open_weights(weights_of(prepared.base), opened.task, None, network=prepared.asked.network)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     if opened.precision != torch.float32 and model.config.get("model_type") != THEIRS:
         cast_frozen(model, opened.precision)
     yield replace(opened, model=model.eval())
@@ -386,11 +386,9 @@ def evaluate(
     opened, used, own = open_final(run), run.settings(), data is None
     used |= {key: name for key, name in (("text", text), ("label", label)) if name is not None}
     options = data_options(used, own)
-    material: Material = (
-        LabelledTexts(options, opened.labels)
-        if opened.labels
-        else Conversations(options, TaskOptions(system=None if own else used["system"]))
-    )
+    material: Material = LabelledTexts(options, opened.labels)
+    if not opened.labels:
+        material = Conversations(options, TaskOptions(system=None if own else used["system"]))
     items, dropped = read_items(run, material, data, options.bad_rows, say)
     if alien := next((item for item in items if opened.labels and item.label not in opened.labels), None):
         known = f"it knows {', '.join(opened.labels)}"
@@ -403,7 +401,7 @@ def evaluate(
     dropped += result.pop("dropped", [])
     for entry in dropped:
         say(f"  left out {entry['count']}: {entry['reason']} ({', '.join(entry['examples'])})")
-    return {"split": "test" if own else "data", **result, "dropped": dropped}
+    return {**result, "dropped": dropped}
 
 
 def data_options(used: dict[str, Any], own: bool) -> DataOptions:
@@ -442,11 +440,11 @@ def at_the_end(run: Run, prepared: Prepared, say: Say) -> dict[str, Any]:
     items = prepared.items["test"]
     say(f"testing on {len(items)} rows that were neither learned from nor chosen by")
     if not opened.labels:
-        return {"split": "test", **before_and_after(opened, prepared, items, say)}
+        return before_and_after(opened, prepared, items, say)
     result, truth, chances = classifier_figures(opened, items)
     found = baselines_of(prepared, items, say) if prepared.experiment.task.baselines else []
     result["baselines"] = beside(found, truth, chances, opened.labels)
     result["examples"] = right_and_wrong(
         truth, chances, opened.labels, lambda place: {"input": items[place].text[:600]}
     )
-    return {"split": "test", **result}
+    return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,11 +28,12 @@ from danlu.data.source import Source, read
 from danlu.data.tokenizer import Tokenizer
 from danlu.experiment import Asked, Experiment, unread
 from danlu.models import decoder, encoder, own_text
+from danlu.models.base import Base, resolve
 from danlu.models.catalogue import MODELS
+from danlu.models.folder import label_keys, read_json
 from danlu.models.generate import Sampling
 from danlu.models.initialise import embed, initialise
 from danlu.models.options import THEIRS
-from danlu.models.pretrained import Base, label_keys, read_json, resolve
 from danlu.stages.load import Weights, open_weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -63,7 +65,7 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     check_gain(experiment, base)
     weights = weights_of(base, say)
     tokenizer = Tokenizer.load(weights.folder, experiment.model.template)
-    check_vocabulary(tokenizer.base_size, weights)
+    weights.check_vocabulary(tokenizer.base_size)
     chat = experiment.task.task == "chat"
     if chat and weights.bidirectional:
         raise UserError(
@@ -80,15 +82,10 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
     labels: tuple[str, ...] = ()
     if isinstance(material, LabelledTexts):
         labels = material.labels = check_labels(parts, sources)
-    unlimited = weights.context
-    wanted = options.max_tokens or unlimited
-    if wanted > unlimited:
-        raise UserError(
-            f"max_tokens={wanted}, but {base.name} reads at most {unlimited} tokens",
-            f"set max_tokens={unlimited} or less",
-        )
+    weights.check_length(options.max_tokens, base.name)
+    wanted = options.max_tokens or weights.context
     encoded = {name: material.encode(items, tokenizer, wanted, options.too_long) for name, items in parts.items()}
-    check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()), weights)
+    weights.check_vocabulary(max(int(each.rows.ids.max(initial=-1)) + 1 for each in encoded.values()))
     unknown = encoded["train"].unknown / max(1, encoded["train"].tokens)
     if tokenizer.unknown is None:
         unknown = dropped_share([item.text for item in parts["train"]], tokenizer)
@@ -132,15 +129,6 @@ def prepare(asked: Asked, data: Any, say: Say) -> Prepared:
 def read_source(asked: Asked, place: Any, max_rows: int | None) -> Source:
     """One source of texts."""
     return read(place, bad_rows=asked.experiment.data.bad_rows, max_rows=max_rows)
-
-
-def check_vocabulary(tokens: int, weights: Weights) -> None:
-    """A token needs its row in the embedding. An added token without one, that no row uses, does no harm: Gemma 3 has such a one."""
-    if weights.vocabulary is not None and tokens > weights.vocabulary:
-        raise UserError(
-            f"{weights.folder}: the tokenizer has {tokens} tokens, the model's embedding {weights.vocabulary} rows (vocab_size in config.json)",
-            "the tokenizer belongs to another model: copy or download the folder again, as a whole",
-        )
 
 
 def check_unknown(share: float, items: Sequence[Item], base: Base, limit: float) -> None:
@@ -221,9 +209,7 @@ def describe(
 ) -> dict[str, Any]:
     """What preflight found in text, JSON-ready."""
     for name in PARTS:
-        for entry in encoded[name].dropped.json():
-            dropped.counts[entry["reason"]] += entry["count"]
-            dropped.examples.setdefault(entry["reason"], []).extend(entry["examples"])
+        dropped.join(encoded[name].dropped)
     rows = encoded["train"].rows
     lengths = rows.lengths
     found = shared_findings(sources, parts, sum(len(each.rows) for each in encoded.values()), dropped, labels)
@@ -234,10 +220,9 @@ def describe(
         if "Latin" not in language and language != "no letters":
             notes.append(f"warning: the text is {language}; {base.name} is unfit for {unfit}")
     notes += flaws(parts, tokenizer) + lost(texts, tokenizer)
-    cuts: dict[str, int] = {}
+    cuts = Counter[str]()
     for each in encoded.values():
-        for reason, count in each.cut.items():
-            cuts[reason] = cuts.get(reason, 0) + count
+        cuts.update(each.cut)
     notes += [f"{cuts[reason]} {reason}" for reason in cuts if reason.startswith("rows in")]
     return found | {
         "tokens": {
@@ -245,11 +230,7 @@ def describe(
             "learned": int((rows.targets != IGNORED).sum()) if not rows.labelled else len(rows),
             "lengths": spread(lengths),
         },
-        "truncated": {
-            "rows": cuts.get("rows", 0),
-            "tokens": cuts.get("tokens", 0),
-            "learned": cuts.get("learned tokens cut off", 0),
-        },
+        "truncated": {"rows": cuts["rows"], "tokens": cuts["tokens"], "learned": cuts["learned tokens cut off"]},
         "view": [view(rows, place, tokenizer) for place in range(min(3, len(rows)))],
     }
 
@@ -337,13 +318,9 @@ def spread(lengths: np.ndarray) -> dict[str, Any]:
 def view(rows: Rows, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """One row as pieces of text, learned or not: what the mask really is, read back from the tokens."""
     span = slice(rows.starts[place], rows.starts[place + 1])
-    ids = rows.ids[span].tolist()
+    ids, number = rows.ids[span].tolist(), int(rows.numbers[place])
     if rows.labelled:
-        return {
-            "row": int(rows.numbers[place]),
-            "pieces": [[tokenizer.decode(ids), False]],
-            "label": int(rows.targets[place]),
-        }
+        return {"row": number, "pieces": [[tokenizer.decode(ids), False]], "label": int(rows.targets[place])}
     learned = [False, *(target != IGNORED for target in rows.targets[span].tolist()[:-1])]
     pieces: list[list[Any]] = []
     start = 0
@@ -351,7 +328,7 @@ def view(rows: Rows, place: int, tokenizer: Tokenizer) -> dict[str, Any]:
         if end == len(ids) or learned[end] != learned[start]:
             pieces.append([tokenizer.decode(ids[start:end]), learned[start]])
             start = end
-    return {"row": int(rows.numbers[place]), "pieces": pieces}
+    return {"row": number, "pieces": pieces}
 
 
 # ---------------------------------------------------------------------------------------------------------------- train

@@ -11,8 +11,8 @@ from danlu.data.source import Row, cell
 from danlu.data.split import split
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import BORDER, learn, survey, usual_size
+from danlu.models.base import from_catalogue
 from danlu.models.catalogue import MODELS
-from danlu.models.pretrained import from_catalogue
 from danlu.stages import learned
 
 

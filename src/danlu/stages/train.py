@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from danlu.evaluation.overfitting import diverged, overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
 from danlu.stages import evaluate, gain, preflight, report
-from danlu.stages.build import Trainable, build, fitting, in_float32, trial, validation, with_steps
+from danlu.stages.build import Trainable, build, fitting, trial, validation
 from danlu.stages.load import seal
 from danlu.stages.modality import modality
 from danlu.stages.prepare import KEPT, LEARNED, Prepared, Say, fingerprint, lineage, number, prepare
@@ -61,7 +62,7 @@ def finetune(asked: Asked, data: Any = None, say: Say = print) -> Run:
     prepared = prepare(asked, data, say)
     preflight.show(prepared, say)
     facts: dict[str, Any] = {
-        "danlu": preflight.version(),
+        "danlu": version("danlu"),
         "recipe": asked.recipe,
         "task": prepared.experiment.task.task,
         "labels": list(prepared.labels),
@@ -172,8 +173,8 @@ def with_kept_rows(run: Run, prepared: Prepared) -> Prepared:
 
 def write_settings(run: Run, prepared: Prepared) -> None:
     """experiment.json: what was asked, and every setting that was used with its origin."""
-    used = {key: {"value": setting.value, "origin": setting.origin} for key, setting in prepared.settings.items()}
-    run.write("experiment.json", {"recipe": prepared.asked.recipe, "asked": prepared.asked.values(), "used": used})
+    asked = prepared.asked
+    run.write("experiment.json", {"recipe": asked.recipe, "asked": asked.values(), "used": prepared.used})
 
 
 def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: Any = None) -> Run:
@@ -339,7 +340,7 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
     if options.steps is None:
         steps = max(1, math.floor(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
         reason = f"derived: {options.hours:g} hours at {expected['seconds_per_step']:.2f} seconds a step"
-        prepared = with_steps(prepared, Setting(steps, reason))
+        prepared = prepared.with_setting("steps", Setting(steps, reason))
         write_settings(run, prepared)
         for learner in built.task.learners().values():
             learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup, options.final_rate)
@@ -492,7 +493,7 @@ def save_final(run: Run, prepared: Prepared, built: Trainable) -> None:
             if lora and prepared.weights.adapter is None:
                 adapter.save(built.model, building, prepared.weights.base)
             elif lora:  # an adapter on merged weights: whole again, in float32
-                exact = build(in_float32(prepared), lambda _: None)
+                exact = build(prepared.with_training(precision="float32"), lambda _: None)
                 with torch.no_grad():
                     for name, parameter in exact.task.learners()["model"].parameters.items():
                         parameter.copy_(built.task.learners()["model"].parameters[name])

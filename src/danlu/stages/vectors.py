@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from danlu.data.clean import normal_form
 from danlu.data.source import Source, cell
 from danlu.data.tokenizer import Tokenizer
 from danlu.stages import learned
-from danlu.stages.tokenizer import progress
+from danlu.stages.tokenizer import Say, progress
 
 
-Say = Callable[[str], None]
 POSITIONS, PASSES = 3_000_000, (5, 30)
 """Word positions looked at in all, and the fewest and the most passes over a text: five are gensim's for a large one."""
 SHOWN, NEAREST, LEAST_LETTERS = 30, 6, 4

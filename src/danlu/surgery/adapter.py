@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from danlu.core.errors import UserError
+from danlu.models.folder import ADAPTED, read_json
 from danlu.models.linear import LoRA
 from danlu.models.options import ModelOptions
-from danlu.models.pretrained import ADAPTED, read_json
 from danlu.surgery.freeze import head_of, matches
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from danlu.core.types import Documents, Learner
 from danlu.data.loader import IGNORED
+from danlu.models.blocks import wide
 from danlu.models.cross_entropy import token_losses
 from danlu.tasks.network import NetworkTask, by_document
 
@@ -48,8 +49,7 @@ class Language(NetworkTask):
         rows, wanted = F.pad(hidden[taught], (0, 0, 0, missing)), F.pad(targets[taught], (0, missing))
         weight = getattr(self.model, "unembedding", None)
         if weight is None:
-            logits = self.model.logits(rows)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = wide(self.model.logits(rows))
             losses = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)
         else:
             losses = token_losses(rows, weight, wanted, smoothing)

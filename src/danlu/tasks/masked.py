@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from danlu.core.types import Batch, Documents, Learner
 from danlu.data.loader import IGNORED
+from danlu.models.blocks import wide
 from danlu.tasks.network import NetworkTask, by_document
 
 
@@ -55,8 +56,7 @@ class Masked(NetworkTask):
         """The loss at each place in nats, and whether the likeliest token is the right one: [places] each."""
         device = next(self.model.parameters()).device
         hidden = self.model(seen.to(device), batch.lengths)[places.to(device)]
-        logits = self.model.logits(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(self.model.logits(hidden))
         wanted = batch.targets[places].to(device)
         return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
 

@@ -52,6 +52,12 @@ class Account:
         if len(self.examples.setdefault(reason, [])) < 3:
             self.examples[reason].append(example)
 
+    def join(self, other: Account) -> None:
+        """What became of other rows too."""
+        for entry in other.json():
+            self.counts[entry["reason"]] += entry["count"]
+            self.examples.setdefault(entry["reason"], []).extend(entry["examples"])
+
     def json(self) -> list[dict[str, Any]]:
         return [{"reason": r, "count": n, "examples": self.examples[r]} for r, n in self.counts.most_common()]
 
@@ -128,9 +134,7 @@ class Conversations:
                 cut["rows in which an empty answer is shown and not learned: fill or remove it"] += 1
             for example in taught:
                 tokens += len(example.ids)
-                unknown += (
-                    sum(token == tokenizer.unknown for token in example.ids) if tokenizer.unknown is not None else 0
-                )
+                unknown += unknown_in(example.ids, tokenizer)
                 longest = max(longest, len(example.ids))
                 kept = example.ids[:max_tokens]
                 if len(example.ids) > max_tokens and not keep_long(
@@ -184,7 +188,7 @@ class LabelledTexts:
             items, tokenizer.encode_batch([item.text for item in items], special=True), strict=True
         ):
             tokens += len(encoded)
-            unknown += sum(token == tokenizer.unknown for token in encoded) if tokenizer.unknown is not None else 0
+            unknown += unknown_in(encoded, tokenizer)
             longest = max(longest, len(encoded))
             if len(encoded) > max_tokens:
                 if not keep_long(item, len(encoded), max_tokens, too_long, account, cut):
@@ -229,11 +233,8 @@ def usable(source: Source, item: Callable[[Row], Item], group: str | None, bad_r
 def unread(data: DataOptions, source: Source, *read: str) -> str:
     """The columns of a source that nothing is learned from, to be said aloud."""
     names = [repr(name) for name in source.columns if name not in (*read, data.group, data.time)]
-    return (
-        f"\n  columns not read: {', '.join(names[:8])}" + f" and {len(names) - 8} more" * (len(names) > 8)
-        if names
-        else ""
-    )
+    more = f" and {len(names) - 8} more" * (len(names) > 8)
+    return f"\n  columns not read: {', '.join(names[:8])}{more}" if names else ""
 
 
 def text_of(row: Row, name: str) -> str:
@@ -248,6 +249,11 @@ def said_in(messages: Sequence[dict[str, Any]]) -> str:
     """A conversation as text, tool calls included, to tell whether two are the same."""
     calls = ("" if not (c := message.get("tool_calls")) else json.dumps(c, default=str) for message in messages)
     return "\n".join(f"{m['role']}: {m['content'] or ''}{call}" for m, call in zip(messages, calls, strict=True))
+
+
+def unknown_in(ids: list[int], tokenizer: Tokenizer) -> int:
+    """How many of these tokens stand for what the tokenizer does not know."""
+    return 0 if (unknown := tokenizer.unknown) is None else ids.count(unknown)
 
 
 def cut_to(ids: list[int], limit: int, tokenizer: Tokenizer) -> list[int]:

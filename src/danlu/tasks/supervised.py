@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from danlu.core.types import Batch, Documents, Examples, Learner
+from danlu.models.blocks import wide
 from danlu.tasks.network import NetworkTask
 
 
@@ -48,13 +49,9 @@ class Classification(NetworkTask):
     def logits(self, batch: Batch) -> torch.Tensor:
         """[rows, labels], float32 at least."""
         device = next(self.model.parameters()).device
-        hidden = (
-            self.model(batch.ids.to(device), batch.lengths)
-            if isinstance(batch, Documents)
-            else self.model(batch.inputs.to(device))
-        )
-        logits: torch.Tensor = self.model.logits(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if isinstance(batch, Documents):
+            return wide(self.model.logits(self.model(batch.ids.to(device), batch.lengths)))
+        return wide(self.model.logits(self.model(batch.inputs.to(device))))
 
     def measures(self, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Validation: name -> (sum, count) of each row; loss without weights or smoothing, and accuracy."""

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from danlu.core.errors import UserError
+from danlu.core.processes import gathered, process
 from danlu.core.types import Learner, Position, Privacy, Task
 
 
@@ -149,7 +150,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     or partial, gives the gradient of the whole. number: of the learner, so that each draws random numbers of its own.
     """
     task, parameters = state.task, list(learner.parameters.values())
-    rng = torch.Generator().manual_seed(mixed(state.seed, state.step, number, rank(), 1))
+    rng = torch.Generator().manual_seed(mixed(state.seed, state.step, number, process()[0], 1))
     autocast = torch.autocast(parameters[0].device.type, state.precision, enabled=state.precision != torch.float32)
     with autocast:
         task.begin(window, name, rng)
@@ -185,11 +186,7 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
     if why := recent.wrong(loss, float(norm), state.spike):
         learner.optimizer.zero_grad(set_to_none=True)
         task.load_state_dict(remembered)
-        each_row = total(by_row)
-        bad = [row for row, value in each_row.items() if not np.isfinite(value)] or list(each_row)
-        rows = tuple(
-            map(int, sorted(bad, key=lambda row: (-each_row[row] if np.isfinite(each_row[row]) else 0.0, int(row))))
-        )
+        rows = blamed(total(by_row))
         if recent.skipped == state.skips:
             good = state.step - recent.skipped if recent.returned is None else recent.returned
             before = f", after {recent.skipped} updates in a row that were skipped" if recent.skipped else ""
@@ -214,6 +211,12 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
             average.lerp_(parameter.detach(), 1 - decay)
     task.end(name)
     return Update(means, counts, loss, float(norm), max(group["lr"] for group in learner.optimizer.param_groups))
+
+
+def blamed(losses: Mapping[str, float]) -> tuple[int, ...]:
+    """The rows whose loss is not finite, or else all, the largest loss first."""
+    bad = [row for row, loss in losses.items() if not np.isfinite(loss)] or list(losses)
+    return tuple(map(int, sorted(bad, key=lambda row: (-losses[row] if np.isfinite(losses[row]) else 0.0, int(row)))))
 
 
 def listed(rows: Sequence[int]) -> str:
@@ -251,13 +254,8 @@ class PrivateSum:
 @contextlib.contextmanager
 def only(name: str, learners: dict[str, Learner]) -> Iterator[None]:
     """Every other learner's parameters are frozen inside."""
-    frozen = [
-        p
-        for other, learner in learners.items()
-        if other != name
-        for p in learner.parameters.values()
-        if p.requires_grad
-    ]
+    others = [learner for other, learner in learners.items() if other != name]
+    frozen = [p for learner in others for p in learner.parameters.values() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
@@ -285,19 +283,10 @@ def averaged(learners: Mapping[str, Learner]) -> Iterator[None]:
         swap_averages(learners)
 
 
-def rank() -> int:
-    """The number of this process; 0 when there is one."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     """Key by key sum over the micro-batches of every process; a process whose part of the window is empty still takes part."""
-    everyone: list[Sequence[dict[str, float]]] = [parts]
-    if dist.is_initialized():
-        everyone = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, list(parts))
     result: dict[str, float] = {}
-    for part in (part for process in everyone for part in process):
+    for part in (part for those in gathered(list(parts)) for part in those):
         for key, value in part.items():
             result[key] = result.get(key, 0.0) + value
     return result
@@ -305,7 +294,7 @@ def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def add_over_processes(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Sum the gradients of all processes in place, as one flat message."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if process()[1] == 1:
         return
     for parameter in parameters:
         if parameter.grad is None:
@@ -323,7 +312,7 @@ def mixed(*parts: int) -> int:
 
 def seed_everything(seed: int, step: int, number: int) -> None:
     """Random states are a function of (seed, step, learner, process), never of what ran before."""
-    value = mixed(seed, step, number, rank())
+    value = mixed(seed, step, number, process()[0])
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 (other people's augmentation draws from it)

@@ -16,6 +16,7 @@ import torch
 from danlu.core import checkpoint
 from danlu.core.checkpoint import Checkpoint
 from danlu.core.errors import UserError
+from danlu.core.processes import process
 from danlu.core.run import misplaced
 from danlu.core.track import Tracker
 from danlu.core.types import Batch
@@ -188,7 +189,6 @@ def measure(
     measures: Callable[[Any], dict[str, tuple[torch.Tensor, torch.Tensor]]],
     batches: Sequence[Batch],
     precision: torch.dtype,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """name -> (sum, count) of each row, float64, in the order of the batches; the model is in evaluation mode meanwhile."""
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -196,12 +196,10 @@ def measure(
     device = next(model.parameters()).device.type
     model.eval()
     try:
-        for number, batch in enumerate(batches):
+        for batch in batches:
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 for name, part in measures(batch).items():
                     parts.setdefault(name, []).append(part)
-            if progress:
-                progress(number + 1)
     finally:
         model.train(training)
     return {
@@ -296,7 +294,7 @@ class Save:
             state.regular = state.step
         if ends or regular:
             self.begin(state)
-        if ends or checkpoint.process()[1] > 1:
+        if ends or process()[1] > 1:
             self.wait()
 
     def begin(self, state: State) -> None:
