@@ -1,4 +1,4 @@
-"""What the defaults of `danlu pretrain gpt` are worth: optimizer, schedule and initial weights, trained side by side on one text.
+"""What the defaults of `danlu pretrain gpt` are worth: optimizer, the embeddings' rate, schedule and initial weights, trained side by side on one text.
 
     python benchmarks/ablations.py data=FILE.jsonl out=DIR
 
@@ -7,7 +7,7 @@
     equal=minutes     every training gets the minutes instead (`hours=`), and makes the steps that its own plan says
     seeds=3           trainings of each choice
     rates=4           learning rates tried for each optimizer, beside those seeds and with another one; the same number for all
-    only=optimizer,schedule,initialise
+    only=optimizer,embeddings,schedule,initialise
     depth=4 vocabulary=4096 context=256 batch=16     of the network; tokens in a row; rows in an update
 
 Each training is one `danlu pretrain gpt …`, kept as a line of DIR/results.jsonl when it is finished. A command that was killed is given
@@ -30,15 +30,17 @@ from trainings import FailedError, Kept, danlu, keys_of, texts, tokenizer
 
 
 OPTIMIZERS = {  # name: settings, and the learning rates tried, the likeliest first
-    "muon": ({"optimizer": "muon"}, (3e-3, 1e-2, 1e-3, 3e-2)),
+    "muon": ({"optimizer": "muon"}, (1e-2, 3e-3, 3e-2, 1e-3)),
     "adamw": ({"optimizer": "adamw"}, (3e-3, 1e-2, 1e-3, 3e-2)),
     "adam": ({"optimizer": "adam", "weight_decay": 0}, (3e-3, 1e-2, 1e-3, 3e-2)),
     "sgd, momentum 0.9": ({"optimizer": "sgd", "momentum": 0.9, "nesterov": "true", "weight_decay": 0}, (0.3, 0.1, 1, 0.03)),
     "sgd": ({"optimizer": "sgd", "momentum": 0, "weight_decay": 0}, (3, 1, 10, 0.3)),
 }  # fmt: skip
-PARTS = {
-    "schedule": {name: {"schedule": name} for name in ("wsd", "cosine", "linear", "constant")},
-    "initialise": {"as Llama": {}}
+PARTS = {  # the first of each is the default
+    "embeddings": {"10 times": {}}
+    | {f"{times} times": {"learning_rates": f"embeddings={0.01 * times:g}"} for times in (1, 3, 30)},
+    "schedule": {"wsd": {}} | {name: {"schedule": name} for name in ("cosine", "linear", "constant")},
+    "initialise": {"zero_residual": {}}
     | {name: {"initialise": name} for name in ("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2")},
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -136,7 +138,7 @@ def plot(rows, title):
 
 def main(arguments):
     keys = keys_of(
-        arguments, __doc__, minutes=5.0, steps=0, equal="tokens", seeds=3, rates=4, only="optimizer,schedule,initialise",
+        arguments, __doc__, minutes=5.0, steps=0, equal="tokens", seeds=3, rates=4, only="optimizer,embeddings,schedule,initialise",
         depth=4, vocabulary=4096, context=256, batch=16,
     )  # fmt: skip
     parts = keys["only"].split(",")

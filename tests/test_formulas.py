@@ -751,13 +751,17 @@ def test_named_initial_weights() -> None:
     L = 3
     config = {"model_type": "llama", "vocab_size": 400, "hidden_size": 64, "intermediate_size": 96}
     model = Decoder(config | {"num_hidden_layers": L, "num_attention_heads": 4})
-    initialise_by_name(model, "gpt2", 1)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            residual = "o_proj" in name or "down_proj" in name
-            deviates(plain(parameter), 0.02 / math.sqrt(2 * L) if residual else 0.02)
-        else:
-            assert (plain(parameter) == 1).all()  # norms
+    for kind, ending in (("gpt2", 0.02 / math.sqrt(2 * L)), ("zero_residual", 0.0)):
+        initialise_by_name(model, kind, 1)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                residual = "o_proj" in name or "down_proj" in name
+                if residual and not ending:
+                    assert (plain(parameter) == 0).all()
+                else:
+                    deviates(plain(parameter), ending if residual else 0.02)
+            else:
+                assert (plain(parameter) == 1).all()  # norms
 
 
 def test_swiglu() -> None:

@@ -15,7 +15,7 @@ from danlu.core.errors import UserError
 from danlu.models import decoder, pretrained
 from danlu.models.decoder import Decoder
 from danlu.models.encoder import Encoder
-from danlu.models.initialise import INITIALISATIONS, initialise
+from danlu.models.initialise import INITIALISATIONS, RESIDUAL, initialise
 from danlu.models.options import ModelOptions
 from danlu.models.vision import describe, from_config
 
@@ -50,8 +50,8 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_seed_alone_decides_and_only_matrices_and_biases_are_drawn(network: str, name: str) -> None:
     model, other = NETWORKS[network](), NETWORKS[network]().double()
-    if name == "gpt2" and network in ("resnet18", "gan"):
-        with pytest.raises(UserError, match=r"initialise=gpt2: .* has no layers named o_proj, down_proj or alike"):
+    if name in ("gpt2", "zero_residual") and network in ("resnet18", "gan"):
+        with pytest.raises(UserError, match=rf"initialise={name}: .* has no layers named o_proj, down_proj or alike"):
             initialise(model, name, 3)
         return
     before, random = state(model), torch.get_rng_state()
@@ -76,9 +76,10 @@ def test_the_seed_alone_decides_and_only_matrices_and_biases_are_drawn(network: 
         else:
             assert (value == 0).all()
     initialise(model, name, 4)
-    assert not any(
-        torch.equal(value, once[key]) for key, value in state(model).items() if key in drawn and value.ndim > 1
-    )
+    zero = {key for key in drawn if name == "zero_residual" and RESIDUAL.search(key.removesuffix(".weight"))}
+    assert bool(zero) == (name == "zero_residual") and not any(once[key].any() for key in zero)
+    again = {key: value for key, value in state(model).items() if key in drawn - zero and value.ndim > 1}
+    assert again and not any(torch.equal(value, once[key]) for key, value in again.items())
 
 
 def test_an_output_matrix_that_is_the_embedding_stays_the_embedding() -> None:

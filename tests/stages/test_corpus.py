@@ -41,6 +41,31 @@ def weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
+def test_embeddings_beside_muon_have_a_rate_of_their_own(pretrain):
+    def used(run, *keys):
+        settings = json.loads((run / "experiment.json").read_text())["used"]
+        return [settings[key]["value"] for key in keys]
+
+    keys = ("initialise", "learning_rate", "learning_rates")
+    run = pretrain("gpt", "out=g", "warmup=0", "weight_decay=0", "schedule=constant", steps=1).run
+    assert used(run, *keys) == ["zero_residual", 0.01, {"embeddings": 0.1}]
+    assert read_lines(run / "metrics.jsonl")[0]["learning_rate"] == 0.01, "that of most weights"
+    moved = weights(run)
+    # The first update of AdamW is the rate itself; after one, a head that was drawn with 0.02 is still nearer to that than to 0.1.
+    assert (
+        float(moved["model.embed_tokens.weight"].abs().quantile(0.9)) > 0.1 > 3 * float(moved["lm_head.weight"].std())
+    )
+    still = pretrain("gpt", "out=f", "freeze=embeddings", steps=1).run
+    assert used(still, *keys) == ["zero_residual", 0.01, None]
+    other = pretrain("gpt", "out=a", "optimizer=adamw", steps=1).run
+    assert used(other, *keys) == [None, 0.003, None]
+    assert used(pretrain("gpt", "out=l", "learning_rate=0.002", steps=1).run, "learning_rates") == [
+        {"embeddings": 0.02}
+    ]
+    masked = pretrain("bert", "out=b", steps=1).run
+    assert used(masked, *keys) == [None, 0.003, None]
+
+
 def test_a_decoder_learns_and_transformers_reads_it(pretrain, danlu):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -40,7 +40,7 @@ def test_the_final_model_is_the_moving_average_of_the_best_step(danlu, digits, t
     [
         ("optimizer=lion", "expected one of adamw, adam, muon, sgd"),
         ("schedule=cosin", "expected one of cosine, linear, constant, wsd"),
-        ("initialise=he", "expected one of normal, xavier_uniform, kaiming_normal, orthogonal, gpt2"),
+        ("initialise=he", "expected one of normal, xavier_uniform, kaiming_normal, orthogonal, gpt2, zero_residual"),
         ("nesterov=yes", "nesterov=true: optimizer=adamw"),
         ("ema=1", "expected a number at least 0 and below 1"),
     ],

@@ -19,7 +19,7 @@ from danlu.core.errors import UserError, nearest
 
 
 DEVIATION = 0.02
-"""Standard deviation of `normal`, of `gpt2` and of every embedding."""
+"""Standard deviation of `normal`, `gpt2`, `zero_residual` and of every embedding."""
 RESIDUAL = re.compile(r"(^|\.)(o_proj|down_proj|c_proj|out_proj|fc2|output\.dense)$")
 """Layers whose output is added to what goes past them, under the names that transformers gives them."""
 
@@ -53,14 +53,24 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before[1])  # noqa: NPY002
 
 
+def _normal(weight: Tensor, rng: torch.Generator) -> Any:
+    return nn.init.normal_(weight, std=DEVIATION, generator=rng)
+
+
 INITIALISATIONS: dict[str, Draw] = {
-    "normal": lambda w, rng: nn.init.normal_(w, std=DEVIATION, generator=rng),
+    "normal": _normal,
     "xavier_uniform": lambda w, rng: nn.init.xavier_uniform_(w, generator=rng),
     "kaiming_normal": lambda w, rng: nn.init.kaiming_normal_(w, nonlinearity="relu", generator=rng),
     "orthogonal": lambda w, rng: nn.init.orthogonal_(w, generator=rng),
-    "gpt2": lambda w, rng: nn.init.normal_(w, std=DEVIATION, generator=rng),
+    "gpt2": _normal,
+    "zero_residual": _normal,
 }
 """name -> what fills a weight [outputs, inputs, …] in place"""
+RESIDUAL_SCALES: dict[str, Callable[[int], float]] = {
+    "gpt2": lambda n: 1 / math.sqrt(n),
+    "zero_residual": lambda _: 0.0,
+}
+"""name -> (number of residual layers -> what their weights are multiplied by)"""
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -72,21 +82,22 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
     `normal`: standard deviation 0.02 (Devlin et al. 2019). `xavier_uniform`: variance 2 / (inputs + outputs) (Glorot and Bengio 2010).
     `kaiming_normal`: variance 2 / inputs (He et al. 2015). `orthogonal`: orthonormal rows, or columns where there are more rows (Saxe
     et al. 2014). `gpt2`: as `normal`, and layers that write into the residual stream, `n` of them, 0.02 / sqrt(n) (Radford et al. 2019).
+    `zero_residual`: as `normal`, and those layers 0, so that each block begins as the identity (Goyal et al. 2017; Zhang et al. 2019).
 
     Embeddings are normal(0, 0.02) whatever the name: a row of theirs is picked, not summed over inputs. An output matrix that is the
     embedding keeps the embedding's weights. Norms, and positions that are no layer, stay as they are.
 
     Raises:
-        UserError: there is no such initialisation, `gpt2` finds no residual layers in the model, or nothing is drawn.
+        UserError: there is no such initialisation, `gpt2` or `zero_residual` finds no residual layers in the model, or nothing is drawn.
     """
     if name not in INITIALISATIONS:
         listed = ", ".join(INITIALISATIONS)
         raise UserError(f"initialise: found {name!r}, expected one of {listed}", nearest(name, INITIALISATIONS))
     layers = {path: each for path, each in model.named_modules() if isinstance(each, (*WEIGHTED, *TRANSPOSED))}
     residual = {path for path in layers if RESIDUAL.search(path)}
-    if name == "gpt2" and not residual:
+    if name in RESIDUAL_SCALES and not residual:
         raise UserError(
-            f"initialise=gpt2: {type(model).__name__} has no layers named o_proj, down_proj or alike",
+            f"initialise={name}: {type(model).__name__} has no layers named o_proj, down_proj or alike",
             "choose normal, or another initialisation",
         )
     rng = torch.Generator().manual_seed(seed)
@@ -102,7 +113,7 @@ def initialise(model: nn.Module, name: str, seed: int) -> None:
         weight = cast(Any, layer).parametrizations.weight.original if normalised else layer.weight
         if id(weight) not in tables:
             turned = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
-            scale = 1 / math.sqrt(len(residual)) if name == "gpt2" and path in residual else 1.0
+            scale = RESIDUAL_SCALES[name](len(residual)) if name in RESIDUAL_SCALES and path in residual else 1.0
             _fill(turned, INITIALISATIONS[name], rng, scale)
         if layer.bias is not None:
             layer.bias.zero_()

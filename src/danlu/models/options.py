@@ -27,7 +27,7 @@ class ModelOptions:
     initialise: str | None = option(
         None,
         "from random weights: how they are drawn; unless set, as the architecture's paper has it",
-        choices=("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2"),
+        choices=("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2", "zero_residual"),
     )
     vectors: str | None = option(
         None,

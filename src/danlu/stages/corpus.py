@@ -212,8 +212,8 @@ def derive(
     asked: Asked, weights: Weights | None, rows: Mapping[str, Packed], context: int, tokenizer: Tokenizer, say: Say
 ) -> dict[str, Setting]:
     """The settings of training on running text."""
-    opened, tokens = Open(asked), rows["train"].size
-    theirs = CODE.fullmatch(str(asked.experiment.model.model)) is not None
+    opened, tokens, model = Open(asked), rows["train"].size, asked.experiment.model
+    theirs = CODE.fullmatch(str(model.model)) is not None
     if (weights is not None or theirs) and opened.settings["optimizer"].origin.startswith("recipe"):
         why = "learned weights were most likely learned with Adam"
         if theirs:
@@ -225,13 +225,13 @@ def derive(
     lora = False
     if weights is not None:
         whose = read_json(weights.folder / "config.json").get("model_type") == THEIRS
-        if whose and asked.experiment.model.method == "lora":
-            raise UserError(f"method=lora: {asked.experiment.model.model} is a network of your own", "leave it out")
+        if whose and model.method == "lora":
+            raise UserError(f"method=lora: {model.model} is a network of your own", "leave it out")
         small = whose or weights.parameters < 60e6
         why = "a network of your own" if whose else f"{weights.parameters / 1e6:,.0f} M weights"
         lora = opened.fill("method", "full" if small else "lora", why) == "lora"
     else:
-        if asked.experiment.model.method == "lora":
+        if model.method == "lora":
             raise UserError("method=lora: random weights have nothing to keep", "leave it out")
         opened.fill("method", "full", "random weights")
         opened.fill("vocabulary", tokenizer.size, "the tokenizer's")
@@ -257,8 +257,12 @@ def derive(
         rate, why = 1e-3, "random weights of a network of yours; try a third and three times as much"
     else:
         wide = 64 * number(opened.settings["depth"].value)
-        rate, why = plan.learning_rate(wide), f"random weights, {wide} wide: 3e-3 up to 256, then falling as 1 / width"
-    opened.fill("learning_rate", rate, why)
+        rate, why = plan.learning_rate(model.model, wide, opened.settings["optimizer"].value == "muon")
+    rate = opened.fill("learning_rate", rate, why)
+    if model.model == "gpt" and opened.settings["optimizer"].value == "muon":
+        opened.fill("initialise", "zero_residual", "each layer begins by adding nothing")
+        if not model.freeze:  # of frozen embeddings there would be no rate to set
+            opened.fill("learning_rates", {"embeddings": 10 * rate}, "ten times the rate of what is moved together")
     size = max(1, batch // context)
     opened.fill("batch_size", size, f"{of}: about {size * context:,} of them an update")
     opened.length(

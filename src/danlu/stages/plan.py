@@ -229,9 +229,10 @@ def config_of(kind: str, depth: int, vocabulary: int, context: int) -> dict[str,
     return describe(depth, 64 * math.ceil(vocabulary / 64), context)
 
 
-def learning_rate(width: int) -> float:
-    """The peak for random weights: 3e-3 up to 256 wide, then falling as 1 / width."""
-    return 3e-3 * min(1.0, 256 / width)
+def learning_rate(kind: str, width: int, muon: bool) -> tuple[float, str]:
+    """(the peak for random weights, why): a decoder with Muon bears more than an encoder, or AdamW."""
+    most = 1e-2 if kind == "gpt" and muon else 3e-3
+    return most * min(1.0, 256 / width), f"random weights, {width} wide: {most:g} up to 256, then falling as 1 / width"
 
 
 def batch_tokens(tokens: float) -> int:
@@ -308,7 +309,7 @@ def plan_of(given: Given, machine: Speed, depth: int) -> Plan:
         vocabulary=config["vocab_size"],
         batch=size,
         context=given.context,
-        learning_rate=learning_rate(config["hidden_size"]),
+        learning_rate=learning_rate(given.kind, config["hidden_size"], given.muon)[0],
         steps=steps,
         tokens=tokens,
         passes=None if given.different == math.inf else tokens / given.different,

@@ -74,8 +74,14 @@ def show(prepared: Prepared, say: Say) -> None:
             say(f"  row {row['row']}: " + text.replace("\n", "\n    "))
     for key, setting in prepared.settings.items():
         if setting.origin.startswith("derived"):
-            value = setting.value
-            say(f"{key} = {f'{value:g}' if isinstance(value, float) else value}  ({setting.origin})")
+            say(f"{key} = {written(setting.value)}  ({setting.origin})")
+
+
+def written(value: Any) -> str:
+    """A setting as a person would write it on the command line."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={written(each)}" for name, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def few_to_test(splits: dict[str, int], unit: str, prepared: Prepared) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -210,7 +211,15 @@ def update(state: State, name: str, number: int, learner: Learner, window: Seque
             average = learner.average.setdefault(key, parameter.detach().clone())
             average.lerp_(parameter.detach(), 1 - decay)
     task.end(name)
-    return Update(means, counts, loss, float(norm), max(group["lr"] for group in learner.optimizer.param_groups))
+    return Update(means, counts, loss, float(norm), usual_rate(learner.optimizer))
+
+
+def usual_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of most weights: groups of layers may have others (`learning_rates`)."""
+    weights: Counter[float] = Counter()
+    for group in optimizer.param_groups:
+        weights[group["lr"]] += sum(each.numel() for each in group["params"])
+    return weights.most_common(1)[0][0]
 
 
 def blamed(losses: Mapping[str, float]) -> tuple[int, ...]:
