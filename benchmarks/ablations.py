@@ -37,8 +37,7 @@ OPTIMIZERS = {  # name: settings, and the learning rates tried, the likeliest fi
     "sgd": ({"optimizer": "sgd", "momentum": 0, "weight_decay": 0}, (3, 1, 10, 0.3)),
 }  # fmt: skip
 PARTS = {  # the first of each is the default
-    "embeddings": {"10 times": {}}
-    | {f"{times} times": {"learning_rates": f"embeddings={0.01 * times:g}"} for times in (1, 3, 30)},
+    "embeddings": {"10 times": {}} | {f"{times} times": {"embeddings": times} for times in (1, 3, 30)},
     "schedule": {"wsd": {}} | {name: {"schedule": name} for name in ("cosine", "linear", "constant")},
     "initialise": {"zero_residual": {}}
     | {name: {"initialise": name} for name in ("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2")},
@@ -185,12 +184,23 @@ def main(arguments):
         rows = {}
         for name, choice in (OPTIMIZERS if part == "optimizer" else PARTS[part]).items():
             if part != "optimizer":
+                if "embeddings" in choice:
+                    default = 1e-2 * min(1.0, 4 / keys["depth"])
+                    choice = {"learning_rates": f"embeddings={choice['embeddings'] * default:g}"}
                 rows[name] = ("", results(choice, seeds))
                 continue
             settings, rates = choice[0], choice[1][: keys["rates"]]
-            best = min(rates, key=lambda rate: last(results(settings | {"learning_rate": rate}, [0])[0]))
+
+            def at(rate, settings=settings):  # what a gpt has with Muon, all have
+                return settings | {
+                    "learning_rate": rate,
+                    "learning_rates": f"embeddings={10 * rate:g}",
+                    "initialise": "zero_residual",
+                }
+
+            best = min(rates, key=lambda rate: last(results(at(rate), [0])[0]))
             edge = ", at the edge of those tried" if len(rates) > 1 and best in (min(rates), max(rates)) else ""
-            rows[name] = (f"{best:g}{edge}", results(settings | {"learning_rate": best}, seeds))
+            rows[name] = (f"{best:g}{edge}", results(at(best), seeds))
         (out / f"{part}.md").write_text(table(rows, part), encoding="utf-8")
         (out / f"{part}.svg").write_text(plot(rows, f"{part}: bits per byte of held-out text"), encoding="utf-8")
         print(f"\n{table(rows, part)}\n{out / part}.svg", flush=True)

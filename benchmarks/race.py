@@ -21,7 +21,7 @@ Bits per byte: nats of all tokens of a held-out document, the end among them, ea
 
 Finished trainings are kept in DIR/race.jsonl and not repeated; one that was killed begins anew, since it is timed. Run nothing else meanwhile.
 nanoGPT is cloned at a fixed commit, and nanogpt.patch lets it run at its best here: bfloat16 autocast, threads and a fused AdamW on a CPU, a time
-limit. litgpt runs in .venv-litgpt with a fused AdamW, the shape of danlu's model (Llama, tied) and a loader of our tokens (race_litgpt.py).
+limit. litgpt runs in .venv-litgpt with a fused AdamW, the shape of danlu's model (Llama) and a loader of our tokens (race_litgpt.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 NANOGPT = "https://github.com/karpathy/nanoGPT"
 COMMIT = "3adf61e154c3fe3fca428ad6bc3818b27a3b8291"
 RANGES = {"vocabulary": (2048, 4096, 8192), "depth": (3, 4, 5, 6, 8), "batch": (4096, 8192, 16384)}
-RATES = (5e-4, 1e-2)
+RATES = (5e-4, 3e-2)
 """Of the learning rate, evenly in logarithms."""
 WARMUP = 0.06
 """Share of the time in which a peer's learning rate rises; danlu's default."""

@@ -78,7 +78,7 @@ def main(place):
     litgpt.pretrain.save_checkpoint = lambda _fabric, state, *_: trained.update(state)
     train = TrainArgs(
         save_interval=None, log_interval=100, global_batch_size=rows, micro_batch_size=micro, max_tokens=10**15, max_norm=1.0,
-        lr_warmup_steps=0, tie_embeddings=True,
+        lr_warmup_steps=0, tie_embeddings=False,
     )  # fmt: skip
     never = EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False)
     adamw = {"lr": job["learning_rate"], "betas": (0.9, 0.95), "weight_decay": 0.1}

@@ -27,7 +27,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def pretrain(danlu, corpus):
     def call(recipe, *more, steps=6):
-        settings = dict(each.split("=") for each in (*SMALL, f"steps={steps}", *more))
+        settings = dict(each.split("=", 1) for each in (*SMALL, f"steps={steps}", *more))
         if "tokenizer" in settings:
             del settings["vocabulary"]
         result = danlu("pretrain", recipe, f"data={corpus}", *(f"{key}={value}" for key, value in settings.items()))
@@ -57,6 +57,12 @@ def test_embeddings_beside_muon_have_a_rate_of_their_own(pretrain):
     )
     still = pretrain("gpt", "out=f", "freeze=embeddings", steps=1).run
     assert used(still, *keys) == ["zero_residual", 0.01, None]
+    deep = pretrain("gpt", "out=d", "freeze=layers.0", steps=1).run  # which would add nothing for ever
+    assert used(deep, *keys) == [None, 0.01, {"embeddings": 0.1}]
+    beside = pretrain("gpt", "out=n", "learning_rates=norms=0", steps=1).run
+    assert used(beside, "learning_rates") == [{"embeddings": 0.1, "norms": 0}]
+    own = pretrain("gpt", "out=o", "learning_rates=embed_tokens=0.3", steps=1).run
+    assert used(own, "learning_rates") == [{"embed_tokens": 0.3}]
     other = pretrain("gpt", "out=a", "optimizer=adamw", steps=1).run
     assert used(other, *keys) == [None, 0.003, None]
     assert used(pretrain("gpt", "out=l", "learning_rate=0.002", steps=1).run, "learning_rates") == [
@@ -150,6 +156,10 @@ def test_what_is_pretrained_starts_what_is_fine_tuned(pretrain, danlu, chat_file
     for model in ("g", "b"):
         result = danlu("finetune", "text-classification", f"init={model}", f"data={text_file}", *quick, "baselines=no")
         assert result.code == 0, result.err
+        used = json.loads((result.run / "experiment.json").read_text())["used"]
+        rate, rates = used["learning_rate"], used["learning_rates"]["value"]
+        assert rate["value"] == pytest.approx(3e-4) and rates is None, "a tenth of what AdamW bears, whatever Muon did"
+        assert ("as far as AdamW bears it" in rate["origin"]) == (model == "g")
     chat = ("finetune", "chat", f"data={chat_file}")
     result = danlu(*chat, "init=long", "steps=1", "answers=1", "answer_tokens=4", *quick[1:])
     assert result.code == 0, result.err

@@ -36,7 +36,7 @@ from danlu.models.vision import describe, from_config
 from danlu.surgery.adapter import add_lora
 from danlu.tasks.language import Language
 from danlu.tasks.supervised import Classification
-from danlu.training.fit import State, Step, averaged, fit, swap_averages
+from danlu.training.fit import State, Step, averaged, fit, swap_averages, usual_rate
 from danlu.training.hooks import (
     Best,
     Interrupt,
@@ -588,6 +588,15 @@ def test_a_pattern_of_learning_rates_that_means_nothing_is_an_error() -> None:
     model = net(5, 7, 5)
     with pytest.raises(UserError, match=r"learning_rates: 'layers\.9' matches none of the 4 trained weights"):
         optimizer(dict(model.named_parameters()), TrainingOptions(learning_rates={"layers.9": 1.0}), 0.1)
+
+
+def test_the_rate_that_is_recorded_is_that_of_most_weights() -> None:
+    def recorded(*groups: tuple[int, float]) -> float:
+        return usual_rate(torch.optim.SGD([{"params": [torch.zeros(n)], "lr": rate} for n, rate in groups]))
+
+    assert recorded((3, 0.5), (5, 0.1), (1, 0.9)) == 0.1
+    assert recorded((3, 0.1), (5, 0.5), (3, 0.1)) == 0.1, "two groups of one rate are together"
+    assert recorded((3, 0.2), (3, 0.1)) == 0.1, "of equally many the lower"
 
 
 def test_vectors_do_not_decay() -> None:

@@ -43,7 +43,7 @@ def describe(depth: int, vocabulary: int, context: int) -> dict[str, Any]:
     """The config.json of a Llama of `depth` layers from random weights: 64 wide a layer, heads of 64, SwiGLU of 8/3 the width.
 
     One dial for the whole shape, as in nanochat: width and depth grow together (Kaplan et al. 2020 found the exact ratio to matter little).
-    The output matrix is one of its own: it costs no time, and it learns best at a tenth of the embedding's rate.
+    The output matrix is one of its own: it costs no product, only AdamW's pass over it and its memory, and bears a tenth of the embedding's rate.
     """
     width = 64 * depth
     return {

@@ -26,7 +26,7 @@ class ModelOptions:
     )
     initialise: str | None = option(
         None,
-        "from random weights: how they are drawn; unless set, as the architecture's paper has it",
+        "from random weights: how they are drawn; unless set, zero_residual for a gpt with muon, else as the architecture's paper has it",
         choices=("normal", "xavier_uniform", "kaiming_normal", "orthogonal", "gpt2", "zero_residual"),
     )
     vectors: str | None = option(

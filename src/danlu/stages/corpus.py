@@ -45,9 +45,12 @@ from danlu.stages.prepare import (
 )
 from danlu.stages.texts import check_unknown, flaws, keep, micro_batch, network, read_source, spread
 from danlu.stages.vectors import for_tokens
+from danlu.surgery.freeze import matches
 from danlu.tasks.material import Account, Item, RunningText
 
 
+EMBEDDED = "model.embed_tokens.weight"
+"""What transformers calls the embeddings of a decoder."""
 SCRATCH = {"gpt": "language-model", "bert": "masked-language-model"}
 """Architectures with random weights, and what each learns."""
 
@@ -252,7 +255,10 @@ def derive(
     if lora:
         rate, why = 2e-4, "LoRA's matrices start at zero and bear ten times the rate of whole weights"
     elif weights is not None:
-        rate, why = (1e-4, "learned weights: an order below the rate of pretraining, so that what they know stays")
+        rate, why = (
+            1e-4,
+            "learned weights: one to two orders below the rate of pretraining, so that what they know stays",
+        )
     elif theirs:
         rate, why = 1e-3, "random weights of a network of yours; try a third and three times as much"
     else:
@@ -260,9 +266,12 @@ def derive(
         rate, why = plan.learning_rate(model.model, wide, opened.settings["optimizer"].value == "muon")
     rate = opened.fill("learning_rate", rate, why)
     if model.model == "gpt" and opened.settings["optimizer"].value == "muon":
-        opened.fill("initialise", "zero_residual", "each layer begins by adding nothing")
-        if not model.freeze:  # of frozen embeddings there would be no rate to set
-            opened.fill("learning_rates", {"embeddings": 10 * rate}, "ten times the rate of what is moved together")
+        if {*model.freeze} <= {"embeddings", "head", "norms"}:  # a frozen layer would add nothing for ever
+            opened.fill("initialise", "zero_residual", "each layer begins by adding nothing")
+        given = opened.settings["learning_rates"].value
+        if given != {} and not any(matches(EMBEDDED, each) for each in (*(given or {}), *model.freeze)):
+            why = "derived: ten times the rate of what is moved together" + ", beside what was given" * bool(given)
+            opened.settings["learning_rates"] = Setting({"embeddings": 10 * rate, **(given or {})}, why)
     size = max(1, batch // context)
     opened.fill("batch_size", size, f"{of}: about {size * context:,} of them an update")
     opened.length(

@@ -19,7 +19,6 @@ from danlu.evaluation import metrics
 from danlu.evaluation.compare import verdict
 from danlu.models.base import Base
 from danlu.models.folder import weights_sha256
-from danlu.stages import plan
 from danlu.stages.build import build
 from danlu.stages.corpus_answers import measured
 from danlu.stages.load import Opened, weights_of
@@ -185,14 +184,7 @@ def at(sides: Mapping[str, Prepared], count: int, seeds: int, progress: Progress
     """All sides with so many labels."""
     mine = sides["pretrained"]
     used = float(mine.experiment.training.learning_rate or 0)
-    most = 10 * used
-    if mine.weights is None:  # images
-        most = rate_before(mine.base)[0] or most
-    elif (
-        random := sides.get("random")
-    ) and random.config:  # ten times what follows from Muon's rate is too much for AdamW
-        most = min(most, plan.learning_rate("gpt", random.config["hidden_size"], muon=False)[0])
-    rates = sorted({used, most})
+    rates = sorted({used, rate_before(mine.base)[0] or 10 * used}) if mine.weights is None else [used, 10 * used]
     chosen, found = {}, {}
 
     def once(side: str, rate: float, seed: int, part: str) -> np.ndarray:

@@ -34,6 +34,7 @@ from danlu.models.folder import label_keys, read_json
 from danlu.models.generate import Sampling
 from danlu.models.initialise import embed, initialise
 from danlu.models.options import THEIRS
+from danlu.stages import plan
 from danlu.stages.load import Weights, open_weights, weights_of
 from danlu.stages.modality import Modality
 from danlu.stages.prepare import (
@@ -167,12 +168,16 @@ def derive(
         if lora
         else "whole weights: one to two orders below the rate of pretraining, so that what they know stays"
     )
-    before, _ = rate_before(base)
+    before, by = rate_before(base)
     if before and not lora and (run := run_behind(base)) and run.read("run.json")["task"] in CORPUS_TASKS:
         if run.read("run.json")["lineage"]["model"]["sha256"]:  # learned on from learned weights, at a rate for that
             adam, why = before, "the rate at which it went on learning from text"
         else:
-            adam, why = before / 10, f"a tenth of {before:g}, the rate of its pretraining, so that what it knows stays"
+            of = "the rate of its pretraining"
+            if by == "muon":  # which bears more
+                usual, _ = plan.learning_rate("gpt", read_json(weights.folder / "config.json")["hidden_size"], False)
+                before, of = min(before, usual), f"{of}, as far as AdamW bears it" if usual < before else of
+            adam, why = before / 10, f"a tenth of {before:g}, {of}, so that what it knows stays"
     if asked.experiment.training.optimizer == "sgd":
         opened.fill(
             "learning_rate", 100 * adam, f"{why}; plain gradients are small, so a hundred times Adam's {adam:g}"

@@ -219,7 +219,7 @@ def usual_rate(optimizer: torch.optim.Optimizer) -> float:
     weights: Counter[float] = Counter()
     for group in optimizer.param_groups:
         weights[group["lr"]] += sum(each.numel() for each in group["params"])
-    return weights.most_common(1)[0][0]
+    return min(weights, key=lambda rate: (-weights[rate], rate))
 
 
 def blamed(losses: Mapping[str, float]) -> tuple[int, ...]:

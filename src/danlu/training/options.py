@@ -26,7 +26,9 @@ class TrainingOptions:
     )
     learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)
     learning_rates: dict[str, float] | None = option(
-        None, "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6", low=0.0
+        None,
+        "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6; unless set, embeddings of a gpt from zero with muon have ten times the rate",
+        low=0.0,
     )
     momentum: float | None = option(None, "sgd and muon: momentum; 0.9 unless set, with muon 0.95", low=0.0, below=1.0)
     nesterov: bool = option(False, "sgd: Nesterov's momentum; muon always has it")
