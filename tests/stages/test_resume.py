@@ -12,8 +12,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tests.stages.killing import RUN, chat, corpus, images, kill, killed_often, outcome, steps, texts, wait_for
 
+from danlu.core import checkpoint
+from danlu.core.checkpoint import Checkpoint
 from danlu.core.errors import Interrupted
 from danlu.core.run import Run, create
 from danlu.stages.train import stoppable
@@ -208,6 +211,25 @@ def test_a_checkpoint_that_was_edited_with_its_manifest_is_one_error(danlu, sort
         assert found.code == 2 and said in found.err and "`danlu resume` the run" in found.err, found.err
         for name, content in whole.items():
             (run / "checkpoints" / "step-00000004" / name).write_bytes(content)
+    assert danlu("resume", "r").code == 0
+
+
+def test_a_checkpoint_of_another_network_is_one_error(danlu, sorter, text_file, tmp_path):
+    run = tmp_path / "r"
+    assert danlu(*texts(sorter, text_file, "out=r", steps=5)).code == 0
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"running"'))
+    shutil.rmtree(run / "checkpoints" / "step-00000005")
+    place = run / "checkpoints" / "step-00000004"
+    names = ("weights", "optimizer", "average", "task", "random")
+    whole, state = {name: Checkpoint(place, 4).tensors(name) for name in names}, Checkpoint(place, 4).state()
+    first = min(whole["weights"])
+    for value in (None, torch.zeros(3)):
+        other = {key: each for key, each in whole["weights"].items() if key != first}
+        checkpoint.save(place.parent, 4, whole | {"weights": other if value is None else other | {first: value}}, state)
+        found = danlu("resume", "r")
+        said = f"{first.removeprefix('model/')} has shape {'none' if value is None else '[3]'} there"
+        assert found.code == 2 and said in found.err and "another out=" in found.err, found.err
+    checkpoint.save(place.parent, 4, whole, state)
     assert danlu("resume", "r").code == 0
 
 

@@ -607,6 +607,19 @@ def test_vectors_do_not_decay() -> None:
     assert decay == {"0.weight": 0.3, "0.bias": 0.0, "3.weight": 0.3, "3.bias": 0.0}
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("rate", [0.5, 0.02, 0.0])
+def test_a_higher_rate_of_a_group_is_no_faster_decay(kind: str, rate: float) -> None:
+    model = net(5, 7, 5)
+    still = model[3].weight.detach().clone()
+    options = TrainingOptions(optimizer=kind, weight_decay=0.3, learning_rates={"3.": rate})
+    built = optimizer(dict(model.named_parameters()), options, 0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    built.step()
+    torch.testing.assert_close(model[3].weight, still * (1 - min(rate, 0.1) * 0.3), atol=1e-7, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "momentum", "said"),
     [("adamw", None, "adamw with momentum=0.9"), ("muon", 0.8, "muon with momentum=0.8"), ("sgd", 0.0, "momentum=0 ")],

@@ -102,8 +102,21 @@ def restore_learned(state: State, saved: Checkpoint) -> None:
 
 
 def restore_weights(state: State, saved: Checkpoint) -> None:
-    """Only the weights, their averages and what the task remembers beside them, for example of the best step."""
+    """Only the weights, their averages and what the task remembers beside them, for example of the best step.
+
+    Raises:
+        UserError: they are of another network than the one that was made: danlu, or a person's code, has changed since.
+    """
     weights, average = saved.tensors("weights"), saved.tensors("average")
+    learners = state.task.learners().items()
+    made = {f"{name}/{key}": list(p.shape) for name, learner in learners for key, p in learner.parameters.items()}
+    kept = {key: list(value.shape) for key, value in weights.items()}
+    if other := sorted(key for key in made.keys() | kept.keys() if made.get(key) != kept.get(key)):
+        raise UserError(
+            f"{saved.path} holds another network than is made now: {other[0].partition('/')[2]} has shape "
+            f"{kept.get(other[0], 'none')} there and {made.get(other[0], 'none')} here",
+            "go on with the version that began the run, or train anew with another out=; its weights can still start another run (model=)",
+        )
     state.task.load_state_dict(saved.tensors("task"))
     with torch.no_grad():
         for name, learner in state.task.learners().items():

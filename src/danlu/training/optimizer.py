@@ -19,9 +19,11 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over named parameters, one group per (learning rate, decay, whether Muon takes it).
 
-    Matrices decay, vectors (biases, norms) do not. `learning_rates` gives a layer group its own peak; the longest matching
-    pattern wins. Every group keeps its `peak`, which the schedule scales. Muon takes the matrices that are neither of the
-    embeddings nor of the head (`surgery.freeze.GROUPS`); AdamW all else, the kernels of convolutions too.
+    `learning_rates` gives a layer group its own peak; the longest matching pattern wins. Every group keeps its `peak`, which
+    the schedule scales. Muon takes the matrices that are neither of the embeddings nor of the head (`surgery.freeze.GROUPS`);
+    AdamW all else, the kernels of convolutions too. Matrices decay, vectors (biases, norms) do not. AdamW and Muon decay by
+    rate times `weight_decay`: a group with a higher rate than `learning_rate` decays no faster than the others, or the
+    embeddings of tokens that are seldom seen would shrink away.
 
     Raises:
         UserError: a pattern of `learning_rates` matches no trained parameter, or `nesterov` stands with another optimizer than sgd with momentum.
@@ -42,6 +44,8 @@ def optimizer(
         unused.discard(found or "")
         peak = (options.learning_rates or {}).get(found or "", learning_rate)
         decay = options.weight_decay if parameter.ndim >= 2 else 0.0
+        if kind in ("adamw", "muon") and peak > learning_rate:
+            decay *= learning_rate / peak
         hidden = parameter.ndim == 2 and not (matches(name, "embeddings") or matches(name, "head"))
         groups.setdefault((peak, decay, kind == "muon" and hidden), {})[name] = parameter
     if unused:
