@@ -72,6 +72,24 @@ def test_embeddings_beside_muon_have_a_rate_of_their_own(pretrain):
     assert used(masked, *keys) == [None, 0.003, None]
 
 
+def test_weight_decay_follows_from_the_passes(pretrain, danlu, corpus):
+    def used(run):
+        return json.loads((run / "experiment.json").read_text())["used"]["weight_decay"]["value"]
+
+    for words, value in (
+        (["epochs=4"], 2.0),
+        (["epochs=4", "weight_decay=0.2"], 0.2),
+        (["epochs=4", "optimizer=adamw", "learning_rate=0.02"], 1.0),
+        (["epochs=4", "optimizer=adam", "weight_decay=0"], 0),
+    ):
+        result = pretrain("gpt", f"out={'-'.join(words)}", "max_rows=40", *words, steps=1000)  # epochs= ends before
+        assert used(result.run) == value, words
+    said = pretrain("gpt", "out=said").out
+    assert "weight_decay = 0.1  (derived: 0." in said
+    further = danlu("pretrain", "gpt", "init=said", f"data={corpus}", "out=further", "steps=2")
+    assert used(further.run) == 0.1, "learned weights: few steps, a low rate"
+
+
 def test_a_decoder_learns_and_transformers_reads_it(pretrain, danlu):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -28,6 +28,14 @@ def test_between_two_measured_widths_the_rate_is_between_them():
     assert [plan.between(rates, width) for width in (64, 128, 256, 512, 1024)] == pytest.approx([10, 10, 20, 40, 40])
 
 
+def test_updates_fade_sooner_the_more_passes_there_are():
+    assert plan.weight_decay(0.01, 4, 122) == (0.41, "4 passes: an update fades by 1/e in 244 updates")
+    assert plan.weight_decay(0.01, 8, 122)[0] == 0.82 == plan.weight_decay(0.01, 20, 122)[0], "a pass at least"
+    assert plan.weight_decay(0.01, 8, 3)[0] == 2, "not in less than 50 updates"
+    assert plan.weight_decay(0.01, 1.33, 216) == (0.1, "1.3 passes: an update fades by 1/e in 1,000 updates")
+    assert plan.weight_decay(1e-4, 8, 122)[0] == 2, "or they would vanish before they learn"
+
+
 @pytest.mark.parametrize("hours", [0.05, 0.5, 24.0])
 def test_the_time_is_that_of_every_part_and_within_the_hours(hours):
     found = choose(replace(GIVEN, hours=hours, different=3e6, held=2e5), EVEN)

@@ -31,16 +31,13 @@ class _TokenLoss(torch.autograd.Function):
         losses = torch.empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         slopes = matrix.new_empty(hidden.shape if made else (len(targets), len(weight))) if made or keeps else None
         for span in chunks(len(targets)):
-            logits = hidden[span].to(dtype) @ matrix.T
-            inner = logits.to(losses.dtype)
-            normal = inner.logsumexp(-1)
-            wanted = inner.gather(1, targets[span, None])[:, 0]
-            losses[span] = normal - (1 - smoothing) * wanted
-            if smoothing:
-                losses[span] -= smoothing * inner.mean(-1)
-            if slopes is not None:
-                part = slope(inner, normal, targets[span], smoothing).to(dtype)
-                slopes[span] = part @ matrix if made else part
+            room = slopes[span] if slopes is not None and not made else None  # logits become slopes where they are kept
+            logits = torch.mm(hidden[span].to(dtype), matrix.T, out=room)
+            losses[span], part = loss_and_slope(logits.to(losses.dtype), targets[span], smoothing)
+            if slopes is not None and made:
+                slopes[span] = part.to(dtype) @ matrix
+            elif slopes is not None and part is not logits:
+                slopes[span] = part
         ctx.smoothing, ctx.dtype, ctx.made = smoothing, dtype, made
         ctx.save_for_backward(hidden, weight, targets, slopes)
         return losses
@@ -57,26 +54,30 @@ class _TokenLoss(torch.autograd.Function):
             weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
         )
         for span in chunks(len(targets)) if slopes is None else [slice(None)]:
-            rows = hidden[span].to(ctx.dtype)
-            if slopes is None:
-                inner = (rows @ matrix.T).to(grad.dtype)
-                part = slope(inner, inner.logsumexp(-1), targets[span], ctx.smoothing)
-            else:
-                part = slopes
-            part = (part * grad[span, None]).to(ctx.dtype)
+            rows, by = hidden[span].to(ctx.dtype), grad[span, None]
+            part = slopes
+            if part is None:
+                logits = (rows @ matrix.T).to(grad.dtype)
+                part = loss_and_slope(logits, targets[span], ctx.smoothing)[1].to(ctx.dtype)
             if dhidden is not None:
-                dhidden[span] = (part @ matrix).to(hidden.dtype)
-            dweight += part.T @ rows
+                dhidden[span] = (part @ matrix) * by
+            dweight += part.T @ (rows * by).to(ctx.dtype)
         return dhidden, dweight.to(weight.dtype), *[None] * 4
 
 
-def slope(logits: Tensor, normal: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """d loss / d logits = softmax(logits) - smoothed one-hot target; [n, vocabulary], in place of the logits."""
-    result = logits.sub_(normal[:, None]).exp_()
+def loss_and_slope(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """-log softmax(logits)[target] of each row [n], and its slope by the logits, softmax - smoothed one-hot target [n, vocabulary].
+
+    The slopes take the place of the logits. The likeliest token's share is 1 / sum(exp(logits - largest)), so one softmax gives both.
+    """
+    wanted, largest = logits.gather(1, targets[:, None])[:, 0], logits.amax(-1)
+    wanted = (1 - smoothing) * wanted + smoothing * logits.mean(-1) if smoothing else wanted
+    shares = torch.softmax(logits, -1, out=logits)
+    losses = (largest - wanted) - shares.amax(-1).log()
     if smoothing:
-        result -= smoothing / logits.shape[1]
-    result[torch.arange(len(targets), device=targets.device), targets] -= 1 - smoothing
-    return result
+        shares -= smoothing / shares.shape[1]
+    shares[torch.arange(len(targets), device=targets.device), targets] -= 1 - smoothing
+    return losses, shares
 
 
 def chunks(rows: int) -> list[slice]:

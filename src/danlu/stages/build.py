@@ -49,6 +49,7 @@ def build(prepared: Prepared, say: Say) -> Trainable:
     experiment = prepared.experiment
     options = experiment.training
     torch.set_num_threads(number(options.threads))
+    device.keep_freed_memory()
     precision: torch.dtype = getattr(torch, str(options.precision))
     mine = modality(prepared.task)
     model = mine.network(prepared, say)
@@ -114,6 +115,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
     Where steps are to fill `hours=`, nothing is remembered: the machine may be busy with something else; nor of a person's own network, whose
     code may have changed.
     """
+    resident = device.resident_memory_bytes()  # what `measured` frees stays and is used again
     rows, options = prepared.rows["train"], prepared.experiment.training
     most = modality(prepared.task).micro_batch(prepared)
     sample = rows.batches(range(min(len(rows), number(options.batch_size))), min(rows.timed, most))
@@ -145,7 +147,7 @@ def trial(built: Trainable, prepared: Prepared) -> dict[str, float]:
         "longest": 0.0 if lengths is None else float(lengths.max()),
         # a gradient and two moments; and a copy of weights and moments, from which a checkpoint is written; an average, and its copy
         **memory(
-            device.resident_memory_bytes() + (24.0 if options.ema is None else 32.0) * trained,
+            resident + (24.0 if options.ema is None else 32.0) * trained,
             found["held"],
             batch.size,
             min(most, per_step),

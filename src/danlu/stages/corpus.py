@@ -16,6 +16,7 @@ import numpy as np
 from danlu.core import config
 from danlu.core.config import Setting
 from danlu.core.errors import UserError
+from danlu.data.loader import windows
 from danlu.data.pack import Packed, Tokens
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn, usual_size
@@ -277,6 +278,12 @@ def derive(
     opened.length(
         len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]), unit="sequences"
     )
+    steps, decay = opened.settings["steps"].value, opened.settings["weight_decay"]
+    decays = opened.settings["optimizer"].value in ("adamw", "muon") and decay.origin == "recipe gpt"
+    if decays and weights is None:
+        a_pass = windows(len(rows["train"]), opened.settings["batch_size"].value, 1)
+        value, why = plan.weight_decay(rate, steps / a_pass, a_pass)
+        opened.settings["weight_decay"] = Setting(value, f"derived: {why}")
     return opened.settings
 
 

@@ -104,6 +104,7 @@ def speed(kind: str, precision: str, threads: int, say: Say, fresh: bool = False
 def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
     """The speed of two real layers with and without a vocabulary at three widths, of Muon's iteration, and of AdamW."""
     torch.set_num_threads(threads)
+    device.keep_freed_memory()
     place, number = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, precision)
     layers: dict[int, float] = {}
     heads: dict[int, float] = {}
@@ -233,6 +234,18 @@ def learning_rate(kind: str, width: int, muon: bool) -> tuple[float, str]:
     """(the peak for random weights, why): a decoder with Muon bears more than an encoder, or AdamW."""
     most = 1e-2 if kind == "gpt" and muon else 3e-3
     return most * min(1.0, 256 / width), f"random weights, {width} wide: {most:g} up to 256, then falling as 1 / width"
+
+
+def weight_decay(rate: float, passes: float, steps_per_pass: int) -> tuple[float, str]:
+    """(decay for a decoder's random weights, why): what is passed over often is learned by heart unless old updates fade.
+
+    Weights under AdamW are a moving average of their updates, which fade by 1/e in 1 / (rate * decay) of them (Wang and Aitchison 2025).
+    From eight passes on that is a pass, with fewer passes as many times longer (docs/pretraining.md has the figures), and never less than 50
+    updates; the decay is 0.1 to 2, since under a low rate random weights would vanish before anything is learned.
+    """
+    fading = max(50.0, steps_per_pass * max(1.0, 8 / passes))
+    value = min(2.0, max(0.1, float(f"{1 / (rate * fading):.2g}")))
+    return value, f"{passes:.2g} passes: an update fades by 1/e in {1 / (rate * value):,.0f} updates"
 
 
 def batch_tokens(tokens: float) -> int:

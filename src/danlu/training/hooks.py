@@ -115,11 +115,11 @@ def restore_weights(state: State, saved: Checkpoint) -> None:
         raise UserError(
             f"{saved.path} holds another network than is made now: {other[0].partition('/')[2]} has shape "
             f"{kept.get(other[0], 'none')} there and {made.get(other[0], 'none')} here",
-            "go on with the version that began the run, or train anew with another out=; its weights can still start another run (model=)",
+            "go on with the version that began the run, or train anew with another out=",
         )
     state.task.load_state_dict(saved.tensors("task"))
     with torch.no_grad():
-        for name, learner in state.task.learners().items():
+        for name, learner in learners:
             for key, parameter in learner.parameters.items():
                 parameter.copy_(weights[f"{name}/{key}"])
             learner.average = {
