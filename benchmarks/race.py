@@ -284,8 +284,8 @@ def race(keys, common, files, out):
     sizes = held_out(tokens(files, listed[0]["vocabulary"], out), "test")[1]
     ours = np.array(rows[sides[0]][1]["nats"]["test"]) / math.log(2)
     lines = [
-        f"| | settings | tokens | seconds | bits per byte, test | {sides[0]} against it |",
-        "|---|---|--:|--:|--:|--:|",
+        f"| | settings | tokens | passes | seconds | bits per byte, test | {sides[0]} against it |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for side, (candidate, result, _) in rows.items():
         theirs, said = np.array(result["nats"]["test"]) / math.log(2), ""
@@ -297,7 +297,8 @@ def race(keys, common, files, out):
             least, most = (found[key] / found["first"] for key in ("low", "high"))
             said = f"{found['difference'] / found['first']:+.1%} [{least:+.1%}, {most:+.1%}]"
         about = ", ".join(f"{key} {value}" for key, value in candidate.items())
-        lines.append(f"| {side} | {about} | {result['tokens']:,} | {result['seconds']:.0f} | {theirs.sum() / sizes.sum():.4f} | {said} |")  # fmt: skip
+        passes = result["tokens"] / ((tokens(files, candidate["vocabulary"], out) / "train.bin").stat().st_size / 2)
+        lines.append(f"| {side} | {about} | {result['tokens']:,} | {passes:.1f} | {result['seconds']:.0f} | {theirs.sum() / sizes.sum():.4f} | {said} |")  # fmt: skip
     (out / "race.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(["", *lines]))
 
