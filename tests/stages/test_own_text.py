@@ -123,6 +123,13 @@ def test_it_learns_writes_is_served_and_goes_on_with_other_text(net, danlu):
     assert "measuring the model it started from" in more.out
 
 
+def test_it_learns_for_a_time_with_the_decay_of_the_recipe(net, danlu):
+    done = pretrain(danlu, "model=my_text:Net", "hours=0.001", out="timed")
+    assert done.code == 0, done.err
+    used = json.loads((net / "timed/experiment.json").read_text())["used"]
+    assert used["weight_decay"] == {"value": 0.1, "origin": "recipe gpt"} and used["steps"]["value"] > 0
+
+
 def test_a_killed_run_goes_on_bit_for_bit(net, danlu, spawn):
     assert pretrain(danlu, "model=my_text:Net", "steps=40", out="whole").code == 0
     process = spawn(["pretrain", "gpt", "data=texts.jsonl", "out=killed", *SET, "model=my_text:Net", "steps=40"], net)

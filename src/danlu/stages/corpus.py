@@ -280,7 +280,7 @@ def derive(
     )
     steps, decay = opened.settings["steps"].value, opened.settings["weight_decay"]
     decays = opened.settings["optimizer"].value in ("adamw", "muon") and decay.origin == "recipe gpt"
-    if decays and weights is None:
+    if model.model == "gpt" and decays:
         a_pass = windows(len(rows["train"]), opened.settings["batch_size"].value, 1)
         value, why = plan.weight_decay(rate, steps / a_pass, a_pass)
         opened.settings["weight_decay"] = Setting(value, f"derived: {why}")
