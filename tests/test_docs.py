@@ -158,6 +158,14 @@ def test_the_pages_of_python_name_what_there_is() -> None:
             assert {keyword.arg for keyword in call.keywords} <= keys
 
 
+def test_the_task_and_the_picture_of_the_architecture_page_are_one_in_both_languages() -> None:
+    english, chinese = (
+        re.findall(r"^```\w+\n.*?^```", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        for page in ("architecture.md", "zh/architecture.md")
+    )
+    assert len(english) == 2 and english == chinese
+
+
 def test_the_task_of_the_architecture_page_learns() -> None:
     (block,) = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
@@ -195,9 +203,10 @@ def test_the_task_of_the_architecture_page_learns() -> None:
     assert loss() < 0.01 * before
 
 
-def test_the_architecture_page_names_what_there_is() -> None:
+@pytest.mark.parametrize("page", ["architecture.md", "zh/architecture.md"])
+def test_the_architecture_page_names_what_there_is(page: str) -> None:
     """`folder/module.Name.method` and `folder/module.py`, below src/danlu."""
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    text = (ROOT / "docs" / page).read_text("utf-8")
     found = re.findall(
         r"`(core|data|models|tasks|surgery|training|evaluation|stages|recipes)/(\w+)\.(?!jsonl)([\w.]+)`", text
     )

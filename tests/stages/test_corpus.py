@@ -70,6 +70,8 @@ def test_embeddings_beside_muon_have_a_rate_of_their_own(pretrain):
     ]
     masked = pretrain("bert", "out=b", steps=1).run
     assert used(masked, *keys) == [None, 0.003, None]
+    plain = pretrain("gpt", "out=plain", "optimizer=sgd", steps=1).run
+    assert used(plain, *keys) == [None, pytest.approx(0.3), None], "plain gradients are small"
 
 
 def test_weight_decay_follows_from_the_passes(pretrain, danlu, corpus):
@@ -80,7 +82,9 @@ def test_weight_decay_follows_from_the_passes(pretrain, danlu, corpus):
         (["epochs=4"], 2.0),
         (["epochs=4", "weight_decay=0.2"], 0.2),
         (["epochs=4", "optimizer=adamw", "learning_rate=0.02"], 1.0),
-        (["epochs=4", "optimizer=adam", "weight_decay=0"], 0),
+        (["epochs=4", "optimizer=adam"], 0),
+        (["epochs=4", "optimizer=adam", "weight_decay=0.1"], 0.1),
+        (["epochs=4", "optimizer=sgd"], 0),
     ):
         result = pretrain("gpt", f"out={'-'.join(words)}", "max_rows=40", *words, steps=1000)  # epochs= ends before
         assert used(result.run) == value, words
@@ -199,6 +203,33 @@ def test_learned_weights_go_on_with_running_text(pretrain, danlu, corpus, chatte
     )
     assert lora.code == 0, lora.err
     assert (lora.run / "model" / "adapter_model.safetensors").is_file()
+    for words in (["init=g", "seed=1", "precision=float32", "out=on"], [f"init={chatter}", "method=lora", "out=lora"]):
+        longer = danlu("pretrain", "gpt", f"data={corpus}", *words, "threads=1", "steps=4")
+        assert longer.code == 0, longer.err
+        assert "going on from step 2 of 4" in longer.out
+
+
+def test_a_run_may_have_the_name_of_its_model_and_be_moved_after_it_went_on(pretrain, danlu, tmp_path):
+    """`out=gpt` is a folder now, and `gpt` still means random weights; the tokenizer that was learned once goes with the run."""
+    run = pretrain("gpt", "out=gpt", steps=2).run
+    assert "going on from step 2 of 4" in pretrain("gpt", "out=gpt", steps=4).out
+    (tmp_path / "elsewhere").mkdir()
+    run.rename(tmp_path / "elsewhere" / "moved")
+    assert "going on from step 4 of 6" in pretrain("gpt", "out=elsewhere/moved", steps=6).out
+
+
+def test_learned_weights_fill_the_hours_that_are_given(pretrain, danlu, corpus):
+    """What validations and the optimizer take is counted, so that the learning rate comes to its end; eight validations, however long it is."""
+    pretrain("gpt", "out=g")
+    words = (f"data={corpus}", "init=g", "hours=0.002", "precision=float32", "threads=1")
+    found = danlu("pretrain", "gpt", *words, "out=timed")
+    assert found.code == 0, found.err
+    used = json.loads((found.run / "experiment.json").read_text())["used"]
+    steps, every = used["steps"]["value"], used["validate_every"]["value"]
+    assert every == math.ceil(steps / 8) and used["steps"]["origin"].startswith("derived: 0.002 hours at ")
+    assert sum("validation" in line for line in read_lines(found.run / "metrics.jsonl")) <= 8
+    mine = danlu("pretrain", "gpt", *words, "validate_every=3", "out=mine")
+    assert json.loads((mine.run / "experiment.json").read_text())["used"]["validate_every"]["value"] == 3
 
 
 @pytest.mark.parametrize(

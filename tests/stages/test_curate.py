@@ -137,6 +137,9 @@ def test_every_kind_of_source_becomes_one_corpus_and_a_model_learns_from_it(sour
     assert data["tokens"]["train"] == card["tokens"] and data["splits"] == card["documents"]
     assert json.loads(Path("run/evaluation.json").read_text("utf-8"))["metrics"]["bits_per_byte"]["value"] > 0
     assert data["corpus"]["records"] == 123 and "bits_per_byte" in trained.err
+    for word in ("folds=5", "near=0.5", "time=date"):
+        settled = danlu("pretrain", "gpt", "data=mine", "steps=1", "out=no", word)
+        assert settled.code == 2 and f"{word.partition('=')[0]}=: mine is a prepared corpus" in settled.err, settled.err
     lines(Path("other.jsonl"), [{"text": text} for text in documents(5, 9)])
     assert "against=FILE` keeps a test file out" in danlu("evaluate", "run", "data=other.jsonl").out
 

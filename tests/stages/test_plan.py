@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from danlu.core import calibration
 from danlu.core.device import machine
 from danlu.core.errors import UserError
+from danlu.data.tokenizer import Tokenizer
+from danlu.data.vocabulary import learn
 from danlu.models import scaling
 from danlu.stages import plan
 from danlu.stages.plan import Given, Speed, choose
@@ -29,10 +32,10 @@ def test_between_two_measured_widths_the_rate_is_between_them():
 
 
 def test_updates_fade_sooner_the_more_passes_there_are():
-    assert plan.weight_decay(0.01, 4, 122) == (0.41, "4 passes: an update fades by 1/e in 244 updates")
+    assert plan.weight_decay(0.01, 4, 122) == (0.41, "4 passes: an update fades to 1/e in 244 updates")
     assert plan.weight_decay(0.01, 8, 122)[0] == 0.82 == plan.weight_decay(0.01, 20, 122)[0], "a pass at least"
     assert plan.weight_decay(0.01, 8, 3)[0] == 2, "not in less than 50 updates"
-    assert plan.weight_decay(0.01, 1.33, 216) == (0.1, "1.3 passes: an update fades by 1/e in 1,000 updates")
+    assert plan.weight_decay(0.01, 1.33, 216) == (0.1, "1.3 passes: an update fades to 1/e in 1,000 updates")
     assert plan.weight_decay(1e-4, 8, 122)[0] == 2, "or they would vanish before they learn"
 
 
@@ -125,6 +128,10 @@ def test_the_command_says_everything(danlu, measured):
     assert shlex.split(command)[:3] == ["danlu", "pretrain", "gpt"] and "out=new" in command
     assert {key: again[key]["value"] for key in ("data", "learning_rates", "hours", "nesterov")} == {
         "data": "two words.txt", "learning_rates": {"head": 0.001}, "hours": 0.5, "nesterov": True}  # fmt: skip
+    learned = Path("mine")
+    learn([f"Line {n} is one of many." for n in range(400)], kind="bpe", size=300, say=print).save(learned)
+    given = danlu("plan", "hours=0.5", "tokens=2e6", "tokenizer=mine", *SET, "--json").json["plan"]
+    assert given["vocabulary"] == 64 * math.ceil(Tokenizer.load(learned).size / 64) < found["plan"]["vocabulary"]
     remember(EVEN, "bert")
     assert "no law of masked models" in danlu("plan", "bert", "depth=4", "tokens=1e6", *SET).out
 

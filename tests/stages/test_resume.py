@@ -74,6 +74,27 @@ def test_ctrl_c_saves_and_resume_is_bitwise(chatter, chat_file, danlu, spawn, tm
     assert again.code == 0 and "nothing to do" in again.out
 
 
+def test_a_run_that_had_stopped_early_and_was_made_longer_survives_a_kill(sorter, text_file, danlu, tmp_path):
+    """Killed before its next checkpoint: the newest one still says why the shorter run had ended."""
+
+    def trained(steps):
+        words = [*texts(sorter, text_file, steps=steps), "learning_rate=1e-30", "out=r"]
+        words[words.index("patience=none")] = "patience=1"
+        return danlu(*words)
+
+    assert trained(20).code == 0
+    assert "early stopping" in json.loads((tmp_path / "r" / "run.json").read_text())["stopped"]
+    assert steps(tmp_path / "r") == 2
+    shutil.copytree(tmp_path / "r", tmp_path / "killed")
+    assert "going on from step 2 of 30" in trained(30).out
+    assert steps(tmp_path / "r") == 3
+    shutil.copy(tmp_path / "r" / "experiment.json", tmp_path / "killed")  # which is written before the first step
+    facts = json.loads((tmp_path / "killed" / "run.json").read_text())
+    (tmp_path / "killed" / "run.json").write_text(json.dumps({**facts, "status": "running"}))
+    assert danlu("resume", "killed").code == 0
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "r")
+
+
 def test_a_broken_checkpoint_is_passed_by(text_run, danlu, tmp_path, sorter, text_file):
     words = texts(sorter, text_file)
     assert danlu(*words, "out=whole").code == 0

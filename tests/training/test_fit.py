@@ -702,8 +702,12 @@ def test_the_moving_average_is_validated_and_kept_and_the_weights_learn_on(tmp_p
     def loss() -> float:
         return sum(float(task.losses(batch, "model")["loss"].sum()) for batch in rows) / 3
 
-    hook = Validate(model, measures, rows, 4, 12, None, tracker, Best(), lambda _: None)
+    said: list[str] = []
+    nothing = Validate(model, lambda batch: {"loss": (torch.zeros(1), torch.zeros(1))}, rows, 1, 12, 1, tracker, Best(), said.append)  # fmt: skip
     state = State(task, stream(*windows))
+    nothing(state, Step(0, windows[0]))
+    assert "no validation" in said[0] and state.stop is None, "nothing to measure is not a bad measurement"
+    hook = Validate(model, measures, rows, 4, 12, None, tracker, Best(), lambda _: None)
     fit(state, 12, [hook])
     tracker.close()
     assert equal(weights(model), weights(plain))  # bit for bit as without an average

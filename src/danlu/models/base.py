@@ -86,7 +86,8 @@ def resolve(name: str, log: Log = print, also: Sequence[str] = ()) -> Base:
         path = find_run(name) or path
     if path.is_dir() and path.parent.name == "checkpoints" and is_run(path.parent.parent):
         return _checkpoint(name, path, log)
-    if path.is_dir() and (is_run(path) or (path / "config.json").is_file() or name not in MODELS):
+    begun = is_run(path) and not (path / "model").is_dir()  # of a name of the catalogue: out= had the same
+    if path.is_dir() and (name not in MODELS or (path / "config.json").is_file() or (is_run(path) and not begun)):
         return _folder(name, path, log)
     if path.suffix == ".gguf" and path.is_file():
         return _gguf(name, path, log)

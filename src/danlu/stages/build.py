@@ -97,7 +97,8 @@ def task_of(prepared: Prepared, model: Any) -> Any:
     if asked.task == "masked-language-model":
         mask = prepared.processor.specials[prepared.processor.named["mask_token"]]
         return Masked(model, mask, learner(), asked.mask_share)
-    each = prepared.findings.get("bytes_per_token")
+    tokens = prepared.findings.get("tokens", {})  # the first of a document is not learned, and its bytes are
+    each = tokens["bytes"] / max(1, tokens["learned"]) if "bytes" in tokens else None
     return Language(model, learner(), asked.label_smoothing, each)
 
 

@@ -265,8 +265,13 @@ def derive(
     else:
         wide = 64 * number(opened.settings["depth"].value)
         rate, why = plan.learning_rate(model.model, wide, opened.settings["optimizer"].value == "muon")
+    kind, decay = opened.settings["optimizer"].value, opened.settings["weight_decay"]
+    if kind == "sgd":
+        rate, why = 100 * rate, f"{why}; a hundred times that of Adam, since plain gradients are small"
+    if kind in ("adam", "sgd") and decay.origin.startswith("recipe"):
+        opened.settings["weight_decay"] = Setting(0.0, f"derived: with {kind} it is a term of the loss, not a decay")
     rate = opened.fill("learning_rate", rate, why)
-    if model.model == "gpt" and opened.settings["optimizer"].value == "muon":
+    if model.model == "gpt" and kind == "muon":
         if {*model.freeze} <= {"embeddings", "head", "norms"}:  # a frozen layer would add nothing for ever
             opened.fill("initialise", "zero_residual", "each layer begins by adding nothing")
         given = opened.settings["learning_rates"].value
@@ -278,11 +283,9 @@ def derive(
     opened.length(
         len(rows["train"]), passes, f"{passes:g} over {tokens:,} tokens", len(rows["validation"]), unit="sequences"
     )
-    steps, decay = opened.settings["steps"].value, opened.settings["weight_decay"]
-    decays = opened.settings["optimizer"].value in ("adamw", "muon") and decay.origin == "recipe gpt"
-    if model.model == "gpt" and decays:
+    if model.model == "gpt" and kind in ("adamw", "muon") and decay.origin == "recipe gpt":
         a_pass = windows(len(rows["train"]), opened.settings["batch_size"].value, 1)
-        value, why = plan.weight_decay(rate, steps / a_pass, a_pass)
+        value, why = plan.weight_decay(rate, opened.settings["steps"].value / a_pass, a_pass)
         opened.settings["weight_decay"] = Setting(value, f"derived: {why}")
     return opened.settings
 

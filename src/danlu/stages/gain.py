@@ -104,7 +104,12 @@ def of_vectors(run: Run, prepared: Prepared, seeds: int, asked: bool, say: Say) 
         seed, side = divmod(place, 2)
         mine = replace(prepared.with_training(seed=seed), vectors=prepared.vectors if side else None)
         built = build(mine, lambda _: None)
-        fit(built.state, steps)
+        built.state.skips = mine.experiment.training.skips
+        try:
+            fit(built.state, steps)
+        except UserError as error:
+            say(f"not compared with a random embedding: with seed={seed}, {error.message}")
+            return
         swap_averages(built.task.learners())
         opened = Opened(
             run,

@@ -18,12 +18,15 @@ from typing import Any
 import torch
 
 from danlu.core import calibration, device
+from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.types import Documents
+from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import usual_size
 from danlu.experiment import Asked
 from danlu.models import decoder, encoder, scaling
-from danlu.stages.prepare import Open, Say, number, prepare
+from danlu.models.base import tokenizer_folder
+from danlu.stages.prepare import Open, Prepared, Say, number, prepare
 from danlu.tasks.language import Language
 from danlu.tasks.masked import Masked
 from danlu.training.optimizer import Muon
@@ -146,7 +149,12 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
             update.step()
 
         muon[width] = scaling.muon_flops(one) / best(step)
-    weight = torch.nn.Parameter(torch.zeros(2**22, device=place))
+    return Speed(layers, heads, muon, parameter_seconds())
+
+
+def parameter_seconds() -> float:
+    """Of AdamW and clipping, a parameter and update, measured."""
+    weight = torch.nn.Parameter(torch.zeros(2**22, device="cuda" if torch.cuda.is_available() else "cpu"))
     weight.grad = torch.zeros_like(weight)
     adam = torch.optim.AdamW([weight], fused=True)
 
@@ -154,7 +162,28 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         adam.step()
 
-    return Speed(layers, heads, muon, parameter_seconds=best(clipped) / weight.numel())
+    return best(clipped) / weight.numel()
+
+
+def in_hours(prepared: Prepared, expected: Mapping[str, float]) -> Prepared:
+    """The same with the updates that fit into `IN_TIME` of its hours, where `hours=` alone says how long it trains, and with `LOOKS` validations.
+
+    expected: what a network that was tried takes (`build.trial`). The validations take half the time at most.
+    """
+    options = prepared.experiment.training
+    if options.steps is not None or options.hours is None:
+        return prepared
+    seconds = options.hours * 3600 * IN_TIME
+    looks = LOOKS * (expected["seconds_per_validation"] + LOOK_SECONDS)
+    update = expected["seconds_per_step"] + expected["trained_parameters"] * parameter_seconds()
+    steps = max(1, int(max(seconds - looks, seconds / 2) / update))
+    prepared = prepared.with_setting(
+        "steps", Setting(steps, f"derived: {options.hours:g} hours at {update:.2f} seconds an update")
+    )
+    if prepared.settings["validate_every"].origin.startswith("derived"):
+        every = Setting(math.ceil(steps / LOOKS), f"derived: {LOOKS} times in {steps} updates")
+        prepared = prepared.with_setting("validate_every", every)
+    return prepared
 
 
 def best(run: Callable[[], object], seconds: float = 0.6) -> float:
@@ -239,13 +268,13 @@ def learning_rate(kind: str, width: int, muon: bool) -> tuple[float, str]:
 def weight_decay(rate: float, passes: float, steps_per_pass: int) -> tuple[float, str]:
     """(decay for a decoder's random weights, why): what is passed over often is learned by heart unless old updates fade.
 
-    Weights under AdamW are a moving average of their updates, which fade by 1/e in 1 / (rate * decay) of them (Wang and Aitchison 2025).
+    Weights under AdamW are a moving average of their updates, which fade to 1/e in 1 / (rate * decay) of them (Wang and Aitchison 2025).
     From eight passes on that is a pass, with fewer passes as many times longer (docs/pretraining.md has the figures), and never less than 50
     updates; the decay is 0.1 to 2, since under a low rate random weights would vanish before anything is learned.
     """
     fading = max(50.0, steps_per_pass * max(1.0, 8 / passes))
     value = min(2.0, max(0.1, float(f"{1 / (rate * fading):.2g}")))
-    return value, f"{passes:.2g} passes: an update fades by 1/e in {1 / (rate * value):,.0f} updates"
+    return value, f"{passes:.2g} passes: an update fades to 1/e in {1 / (rate * value):,.0f} updates"
 
 
 def batch_tokens(tokens: float) -> int:
@@ -424,9 +453,12 @@ def plan(
         context = prepared.experiment.data.max_tokens or 0
         given = given_of(asked, context, prepared.processor.size, prepared.rows)
     else:
-        given = given_of(asked, data.max_tokens or 256, data.vocabulary or 8192, tokens=tokens)
+        if data.tokenizer and data.vocabulary:
+            raise UserError("tokenizer= is ready, so there is no vocabulary= to learn", "leave one of them out")
+        size = Tokenizer.load(tokenizer_folder(data.tokenizer, say)).size if data.tokenizer else data.vocabulary
+        given = given_of(asked, data.max_tokens or 256, size or 8192, tokens=tokens)
     given = replace(given, memory=memory or given.memory)
-    if data.data is None and data.vocabulary is None:
+    if data.data is None and size is None:
         text = given.different if tokens is not None else choose(given, measured).tokens
         given = replace(given, vocabulary=usual_size(int(text * 4)))  # about four bytes a token
     found = choose(given, measured)

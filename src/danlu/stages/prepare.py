@@ -346,7 +346,7 @@ class Open:
         self.fill(
             "validate_every",
             math.ceil((steps or 200) / times),
-            f"{times} time{'s' * (times != 1)} in {steps} updates" if steps else "hours= alone: every 25 updates",
+            f"{times} time{'s' * (times != 1)} in {steps} updates" if steps else "until the hours are known in updates",
         )
         cap = max(64, rows // 4)
         self.fill(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from danlu.core.track import Tracker, read_lines
 from danlu.evaluation.overfitting import diverged, overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
-from danlu.stages import evaluate, gain, preflight, report
+from danlu.stages import evaluate, gain, plan, preflight, report
 from danlu.stages.build import Trainable, build, fitting, trial, validation
 from danlu.stages.load import seal
 from danlu.stages.modality import modality
@@ -200,11 +199,13 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
             say(f"{run.path} is finished; nothing to do (`danlu evaluate`, `danlu chat`, `danlu predict` use it)")
             return run
         used = {key: Setting(entry["value"], entry["origin"]) for key, entry in written["used"].items()}
-        used |= begun_elsewhere(used, facts.get("folder"))
+        used |= begun_elsewhere(used, facts)
         if "kept_rows_sha256" in facts:
             used["data"] = Setting(str(kept_rows(run)), KEPT)
             old["data"] = facts["kept_rows_sha256"]
-        if used.get("tokenizer", Setting(None, "")).value is None and (run.path / "start" / "tokenizer.json").is_file():
+        given = used.get("tokenizer", Setting(None, ""))
+        learned = facts["lineage"]["model"].get("kind") == "random" and (given.value is None or given.origin == KEPT)
+        if learned and (run.path / "start" / "tokenizer.json").is_file():
             used["tokenizer"] = Setting(str(run.path / "start"), KEPT)  # learned once, whatever learns tokenizers later
         if facts.get("out_of_memory") or (
             facts["status"] == "running" and device.killed_for_memory(facts.get("started"))
@@ -229,14 +230,20 @@ def go_on(run: Run, asked: Asked | None, say: Say, data: Any = None, network: An
         run.update(status="running", out_of_memory=False, started=device.oom_kills())
         write_settings(run, prepared)
         with failing(run):
-            train(run, prepared, say, longer)
+            train(run, prepared, say)
     return run
 
 
-def begun_elsewhere(used: dict[str, Setting], folder: str | None) -> dict[str, Setting]:
-    """Files and folders that were named relative to the folder in which the run was begun, when it goes on from another one."""
+def begun_elsewhere(used: dict[str, Setting], facts: dict[str, Any]) -> dict[str, Setting]:
+    """Files and folders that were named relative to the folder in which the run was begun, when it goes on from another one.
+
+    A model that was a name (`gpt`, one of the catalogue) stays one, even if a folder has that name now: the run itself, perhaps.
+    """
+    folder = facts.get("folder")
     there = Path(folder) if folder else Path()
-    named = {key: used[key] for key in ("data", "validation", "test", "model", "tokenizer", "vectors") if key in used}
+    keys = ["data", "validation", "test", "tokenizer", "vectors"]
+    keys += ["model"] * (facts["lineage"]["model"].get("kind") not in ("random", "catalogue", "hub"))
+    named = {key: used[key] for key in keys if key in used}
     return {
         key: Setting(str(there / str(setting.value)), setting.origin)
         for key, setting in named.items()
@@ -281,15 +288,12 @@ def longer_than(run: Run, written: dict[str, Any], asked: Asked) -> bool:
 # --------------------------------------------------------------------------------------------------------------- train
 
 
-def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
-    """From the newest checkpoint, or from the start, to the finished run.
-
-    longer: a run that had ended goes on, whatever it ended for.
-    """
+def train(run: Run, prepared: Prepared, say: Say) -> None:
+    """From the newest checkpoint, or from the start, to the finished run. One that was made longer goes on, whatever it had ended for."""
     built = build(prepared, say)
     keep_start(run, prepared, built)
     prepared = announce(run, prepared, built, say)
-    state, best, clock = built.state, hooks.Best(), Clock()
+    options, state, best, clock = prepared.experiment.training, built.state, hooks.Best(), Clock()
     found, complaints = checkpoint.newest(run.checkpoints)
     for complaint in complaints:
         say(complaint)
@@ -298,7 +302,8 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
         content = hooks.restore(state, found)
         best = hooks.Best(**{key: value for key, value in content["best"].items() if value is not None})
         offsets, clock.before = content["offsets"], content["seconds"]
-        state.stop = None if longer else content["stop"]
+        ended = content.get("until", options.steps) == options.steps  # else the run has been made longer since
+        state.stop = content["stop"] if ended else None
         for name, written in offsets.items():
             there = (run.path / name).stat().st_size if run.has(name) else 0
             if there < written:
@@ -306,7 +311,7 @@ def train(run: Run, prepared: Prepared, say: Say, longer: bool = False) -> None:
                     f"warning: {run.path / name} has {there:,} of the {written:,} bytes it had at step {state.step}: "
                     "lines are missing from it and from the page; the weights do not depend on them"
                 )
-        say(f"going on from step {state.step} of {prepared.experiment.training.steps}")
+        say(f"going on from step {state.step} of {options.steps}")
     elif run.has("metrics.jsonl"):
         say("no checkpoint was taken yet: training begins again, to the same result")
     update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock, say)
@@ -336,18 +341,17 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
         room = device.machine().memory_available + device.resident_memory_bytes()
         prepared, expected = fitting(built, prepared, expected, room)
         write_settings(run, prepared)
-    options = prepared.experiment.training
-    if options.steps is None:
-        steps = max(1, math.floor(float(options.hours or 0) * 3600 / expected["seconds_per_step"]))
-        reason = f"derived: {options.hours:g} hours at {expected['seconds_per_step']:.2f} seconds a step"
-        prepared = prepared.with_setting("steps", Setting(steps, reason))
+    options, before = prepared.experiment.training, prepared
+    prepared = plan.in_hours(prepared, expected)
+    if prepared is not before:
         write_settings(run, prepared)
+        steps = number(prepared.experiment.training.steps)
         for learner in built.task.learners().values():
             learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup, options.final_rate)
     until = number(prepared.experiment.training.steps)
     seconds = expected["seconds_per_step"] * until
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
-    for line in preflight.expectation(expected, until, number(options.validate_every)):
+    for line in preflight.expectation(expected, until, number(prepared.experiment.training.validate_every)):
         say(line)
     if seconds > 1800 and options.hours is None:
         say("  hours=0.5 takes half an hour; fewer epochs= or a smaller model take less")

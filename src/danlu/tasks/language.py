@@ -29,7 +29,7 @@ class Language(NetworkTask):
         label_smoothing: float = 0.0,
         bytes_per_token: float | None = None,
     ) -> None:
-        """model: a `core.types.Backbone`. learner: None measures only. bytes_per_token: of the text, to tell bits per byte too."""
+        """model: a `core.types.Backbone`. learner: None measures only. bytes_per_token: bytes of the text a learned token, to tell bits per byte too."""
         super().__init__(model, model=learner)
         self.label_smoothing, self.bytes_per_token = label_smoothing, bytes_per_token
 

@@ -50,7 +50,7 @@ def snapshot(state: State) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[
 
 _STEP = range(10**15)
 _STATE: dict[str, Any] = {
-    "step": _STEP, "position": (dict, None), "regular?": (_STEP, None), "returned?": (_STEP, None), "stop?": (str, None), "seconds?": float,
+    "step": _STEP, "position": (dict, None), "regular?": (_STEP, None), "returned?": (_STEP, None), "stop?": (str, None), "until?": _STEP, "seconds?": float,
     "recent?": {"*": {"losses": [float], "norms": [float], "skipped": _STEP, "returned": (_STEP, None)}},
     "best?": {"step": (_STEP, None), "loss": (float, None), "worse": _STEP}, "offsets?": {"*": _STEP},
 }  # fmt: skip
@@ -253,6 +253,9 @@ class Validate:
             return
         with averaged(state.task.learners()):
             found = measure(self.model, self.measures, self.batches, state.precision)
+        if not all(counts.sum() > 0 for _, counts in found.values()):
+            self.say(f"step {state.step}: no validation: none of its tokens is hidden, give it more text")
+            return
         means = {name: float(sums.sum() / counts.sum()) for name, (sums, counts) in found.items()}
         self.tracker.metrics(state.step, {"validation": means})
         if means["loss"] < self.best.loss:
@@ -326,6 +329,7 @@ class Save:
             "best": asdict(self.best),
             "offsets": self.tracker.offsets(),
             "stop": stop,
+            "until": self.until,
             "seconds": self.elapsed(),
         }
         self.writing = threading.Thread(target=self.write, args=(state.step, tensors, copy.deepcopy(content)))

@@ -14,7 +14,9 @@ class TrainingOptions:
 
     steps: int | None = option(None, "updates; derived from epochs", low=1, high=10**9)
     epochs: float | None = option(None, "passes over the training rows", low=0.0, high=1e6)
-    hours: float | None = option(None, "time limit; training stops at the first update past it", low=0.0)
+    hours: float | None = option(
+        None, "time limit; training stops at the first update past it; alone it decides the steps too", low=0.0
+    )
     batch_size: int | None = option(None, "rows in an update; derived from the number of rows", low=1)
     micro_batch_tokens: int = option(
         2048, "tokens in one forward pass; changes memory and speed, never the gradient", low=8, tasks=TEXT_TASKS
@@ -27,7 +29,7 @@ class TrainingOptions:
     learning_rate: float | None = option(None, "peak learning rate; derived from the method and the model", low=0.0)
     learning_rates: dict[str, float] | None = option(
         None,
-        "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6; unless set, embeddings of a gpt from zero with muon have ten times the rate",
+        "a learning rate per group of layers: head=1e-3,layers.0-3=1e-5,embeddings=1e-6; embeddings of a gpt from zero with muon have ten times the rate unless theirs is given",
         low=0.0,
     )
     momentum: float | None = option(None, "sgd and muon: momentum; 0.9 unless set, with muon 0.95", low=0.0, below=1.0)
@@ -35,7 +37,11 @@ class TrainingOptions:
     beta1: float = option(0.9, "adam: decay of the mean", low=0.0, below=1.0)
     beta2: float = option(0.999, "adam: decay of the squared mean", low=0.0, below=1.0)
     epsilon: float = option(1e-8, "adam: added to the denominator", low=0.0)
-    weight_decay: float = option(0.01, "adamw and muon: decoupled decay of matrices; sgd and adam: L2 term", low=0.0)
+    weight_decay: float = option(
+        0.01,
+        "adamw and muon: decoupled decay of matrices; sgd and adam: L2 term; of a gpt from zero with adamw or muon it follows from the passes unless set",
+        low=0.0,
+    )
     ema: float | None = option(
         None, "decay of a moving average of the weights, which is then what is validated and kept", low=0.0, below=1.0
     )
