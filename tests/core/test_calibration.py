@@ -90,6 +90,14 @@ def test_what_was_measured_on_a_busy_machine_is_soon_forgotten(found: Machine, m
     assert calibration.calibration(found) == again, "what was measured at rest is kept"
 
 
+def test_one_free_core_of_two_is_a_busy_machine(found: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread gets all it asks for there, and looks as fast as two: half of the machine would be left idle for good."""
+    monkeypatch.setattr(calibration.time, "process_time", calibration.time.perf_counter)
+    measured = measure(replace(found, cores=2), 2)
+    assert measured.threads.keys() == {1, 2} and measured.busy
+    assert replace(measured, threads={1: 120, 2: 100}).best(2) == 2
+
+
 def test_it_is_measured_once(found: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, 1.0)
     before = torch.get_num_threads()

@@ -124,7 +124,9 @@ def measure(found: Machine, usual: int) -> Calibration:
     counts = [usual] if allowed_threads() else sorted({usual, max(1, usual // 2)})
     before, shares = torch.get_num_threads(), list[float]()
     try:
-        rates = dict(zip(counts, fastest([_product(torch.float32, count, shares) for count in counts]), strict=True))
+        # a thread alone finds a free core beside other work too: whether all do is what tells
+        works = [_product(torch.float32, count, shares if count == usual else []) for count in counts]
+        rates = dict(zip(counts, fastest(works), strict=True))
         plain = Calibration(rates, None, busy=max(shares) < OURS)
         if not found.bf16:
             return plain
