@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import pytest
 from danlu.core import calibration
 from danlu.core.device import machine
 from danlu.core.errors import UserError
+from danlu.core.track import read_lines
 from danlu.data.tokenizer import Tokenizer
 from danlu.data.vocabulary import learn
 from danlu.models import scaling
-from danlu.stages import plan
+from danlu.stages import pace, plan, train
 from danlu.stages.plan import Given, Speed, choose
 
 
@@ -47,7 +50,7 @@ def test_the_time_is_that_of_every_part_and_within_the_hours(hours):
     inside, rest = scaling.parameters(config)
     update = scaling.muon_flops(config) / RATE + (inside + rest) * 1e-9
     looked = min(2e5, found.tokens / 40)
-    naive = (found.tokens + 8 * looked / 3) * (layers + head) / RATE + found.steps * update + 8 * plan.LOOK_SECONDS
+    naive = (found.tokens + 8 * looked / 3) * (layers + head) / RATE + found.steps * update + 8 * pace.LOOK_SECONDS
     assert found.seconds == pytest.approx(naive, rel=1e-4)
     assert found.tokens == found.steps * found.batch and found.tokens <= 40 * 3e6 + found.batch
     if found.tokens < 39 * 3e6:
@@ -80,7 +83,7 @@ def test_the_other_way_round_and_there_again():
     """The hours that a depth and its text take buy about the same tokens at that depth."""
     there = choose(replace(GIVEN, depth=4, different=2e6), EVEN)
     assert there.tokens == pytest.approx(4 * 2e6, rel=0.01)
-    hours = there.seconds / 3600 / plan.IN_TIME
+    hours = there.seconds / 3600 / pace.IN_TIME
     back = choose(replace(GIVEN, depth=4, different=2e6, hours=hours), EVEN)
     assert back.tokens == pytest.approx(there.tokens, rel=0.02)
     assert choose(replace(GIVEN, different=2e6), EVEN).depth == scaling.deepest(8e6)
@@ -165,11 +168,53 @@ def test_a_training_with_hours_is_what_was_planned(danlu, measured, tmp_path):
     run = danlu("pretrain", "gpt", f"data={TEXT}", "hours=0.004", "max_rows=300", *SET, "baselines=false", "out=r")
     assert run.code == 0, run.err
     used = json.loads((tmp_path / "r" / "experiment.json").read_text("utf-8"))["used"]
-    assert (used["depth"]["value"], used["steps"]["value"]) == (found["depth"], found["steps"])
+    decided = re.search(r"of (\d+) planned updates", used["steps"]["origin"])  # not if the time was over before
+    steps = int(decided[1]) if decided else used["steps"]["value"]
+    assert (used["depth"]["value"], steps) == (found["depth"], found["steps"])
     assert used["batch_size"]["value"] * used["max_tokens"]["value"] == found["batch"]
     assert used["learning_rate"]["value"] == found["learning_rate"]
-    assert "danlu plan" in used["depth"]["origin"] and "0.004 hours" in used["steps"]["origin"]
+    assert "danlu plan" in used["depth"]["origin"] and (decided or "0.004 hours" in used["steps"]["origin"])
     assert danlu("resume", "r").code == 0
+
+
+@pytest.mark.parametrize("slower", [1.15, 0.6])
+def test_the_clock_decides_how_many_updates_fit(danlu, measured, monkeypatch, tmp_path, slower):
+    """A machine slower or faster than planned: the learning rate comes to its end with the time, and a resume does not decide again."""
+    words = (f"data={TEXT}", "hours=0.005", "max_rows=300", "depth=2", "batch_size=2", *SET)
+    found = danlu("plan", *words, "--json").json["plan"]
+    calls = [0.0]
+
+    def clock(_: train.Clock) -> float:
+        """Once an update, and at each checkpoint."""
+        calls[0] += slower * 18 * pace.IN_TIME / found["steps"]
+        return calls[0]
+
+    monkeypatch.setattr(train.Clock, "__call__", clock)
+    run = danlu("pretrain", "gpt", *words, "baselines=false", "out=r")
+    assert run.code == 0, run.err
+    folder = tmp_path / "r"
+    steps = json.loads((folder / "experiment.json").read_text("utf-8"))["used"]["steps"]
+    mark = math.floor(pace.MARK * found["steps"])
+    seconds = float(re.fullmatch(rf"by the clock: {mark} of {found['steps']} planned updates took ([\d.]+) of 18.0 seconds", steps["origin"])[1])  # fmt: skip
+    assert steps["value"] == pytest.approx(18 * pace.ON_TIME * mark / seconds, abs=2)
+    assert (steps["value"] < found["steps"]) == (
+        slower > 1
+    ) and f"{steps['value']:,} updates in all, by the clock" in run.out
+    assert json.loads((folder / "run.json").read_text())["stopped"] == f"all {steps['value']} steps"
+    rates = [line["learning_rate"] for line in read_lines(folder / "metrics.jsonl") if "learning_rate" in line]
+    assert len(rates) == steps["value"] and rates[-1] == pytest.approx(max(rates) / (0.2 * steps["value"]), rel=0.2)
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "model")
+    kept = sorted(int(place.name.removeprefix("step-")) for place in again.glob("checkpoints/step-*"))
+    since, *others = [step for step in kept if step >= mark]
+    assert since < steps["value"]
+    for step in others:
+        shutil.rmtree(again / f"checkpoints/step-{step:08d}")
+    calls[0] = 0
+    (again / "run.json").write_text((again / "run.json").read_text().replace('"finished"', '"interrupted"'))
+    assert danlu("resume", "again").code == 0
+    assert (again / "model/model.safetensors").read_bytes() == (folder / "model/model.safetensors").read_bytes()
 
 
 def test_rows_that_are_not_full_take_more_updates():

@@ -10,15 +10,13 @@ import contextlib
 import math
 import os
 import shlex
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from danlu.core import calibration, device
-from danlu.core.config import Setting
 from danlu.core.errors import UserError
 from danlu.core.types import Documents
 from danlu.data.tokenizer import Tokenizer
@@ -26,7 +24,8 @@ from danlu.data.vocabulary import usual_size
 from danlu.experiment import Asked
 from danlu.models import decoder, encoder, scaling
 from danlu.models.base import tokenizer_folder
-from danlu.stages.prepare import Open, Prepared, Say, number, prepare
+from danlu.stages.pace import IN_TIME, LOOK_SECONDS, LOOKS, WORTHLESS, best, parameter_seconds
+from danlu.stages.prepare import Open, Say, number, prepare
 from danlu.tasks.language import Language
 from danlu.tasks.masked import Masked
 from danlu.training.optimizer import Muon
@@ -34,16 +33,8 @@ from danlu.training.optimizer import Muon
 
 LENGTHS, ROWS = (50, 200, 90, 172), 4096
 """Of the calibration: tokens in its documents, over and over; rows of the larger embedding."""
-LOOKS = 8
-"""Validations in a training (`prepare.Open.length`); each goes forward only, a third of the work."""
-LOOK_SECONDS = 1.2
-"""What writing samples, a checkpoint and the page takes at each."""
 HELD = 1 / 40
 """The most of the trained tokens that one validation of a planned training reads: all of them together are a fifteenth of the time."""
-IN_TIME = 0.95
-"""Share of `hours` that is planned, so that the schedule of the learning rate comes to its end before the limit."""
-WORTHLESS = 40
-"""Passes over a text after which another teaches nothing (Muennighoff et al. 2023): a plan ends there, even before its hours do."""
 PROGRAM = 0.53e9
 """Bytes of Python, torch and what the stages import, before there is a network."""
 GPU, GPU_FLOPS, GPU_SHARE, GPU_MEMORY = "H100", 989e12, 0.4, 80e9
@@ -150,53 +141,6 @@ def calibrate(kind: str, precision: str, threads: int, say: Say) -> Speed:
 
         muon[width] = scaling.muon_flops(one) / best(step)
     return Speed(layers, heads, muon, parameter_seconds())
-
-
-def parameter_seconds() -> float:
-    """Of AdamW and clipping, a parameter and update, measured."""
-    weight = torch.nn.Parameter(torch.zeros(2**22, device="cuda" if torch.cuda.is_available() else "cpu"))
-    weight.grad = torch.zeros_like(weight)
-    adam = torch.optim.AdamW([weight], fused=True)
-
-    def clipped() -> None:
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
-        adam.step()
-
-    return best(clipped) / weight.numel()
-
-
-def in_hours(prepared: Prepared, expected: Mapping[str, float]) -> Prepared:
-    """The same with the updates that fit into `IN_TIME` of its hours, where `hours=` alone says how long it trains, and with `LOOKS` validations.
-
-    expected: what a network that was tried takes (`build.trial`). The validations take half the time at most.
-    """
-    options = prepared.experiment.training
-    if options.steps is not None or options.hours is None:
-        return prepared
-    seconds = options.hours * 3600 * IN_TIME
-    looks = LOOKS * (expected["seconds_per_validation"] + LOOK_SECONDS)
-    update = expected["seconds_per_step"] + expected["trained_parameters"] * parameter_seconds()
-    steps = max(1, int(max(seconds - looks, seconds / 2) / update))
-    prepared = prepared.with_setting(
-        "steps", Setting(steps, f"derived: {options.hours:g} hours at {update:.2f} seconds an update")
-    )
-    if prepared.settings["validate_every"].origin.startswith("derived"):
-        every = Setting(math.ceil(steps / LOOKS), f"derived: {LOOKS} times in {steps} updates")
-        prepared = prepared.with_setting("validate_every", every)
-    return prepared
-
-
-def best(run: Callable[[], object], seconds: float = 0.6) -> float:
-    """The shortest of at least two runs within so many seconds, after one that warms up: whatever disturbs makes it longer."""
-    run()
-    taken: list[float] = []
-    while len(taken) < 2 or sum(taken) < seconds:
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
 
 
 # --------------------------------------------------------------------------------------------------------------- choice

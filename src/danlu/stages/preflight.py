@@ -10,7 +10,7 @@ from danlu.core import device
 from danlu.core.config import Setting
 from danlu.core.errors import printable
 from danlu.experiment import Asked
-from danlu.stages import card, plan
+from danlu.stages import card, pace
 from danlu.stages.build import build, trial
 from danlu.stages.prepare import PARTS, Prepared, Say, number, prepare
 from danlu.training.hooks import clock
@@ -30,7 +30,7 @@ def preflight(asked: Asked, data: Any = None, say: Say = print) -> dict[str, Any
     options = prepared.experiment.training
     built = build(prepared if options.steps else prepared.with_setting("steps", Setting(1, "not known yet")), say)
     expected = trial(built, prepared)
-    options = plan.in_hours(prepared, expected).experiment.training
+    options = pace.in_hours(prepared, expected).experiment.training
     steps = number(options.steps)
     for line in expectation(expected, steps, number(options.validate_every)):
         say(line)

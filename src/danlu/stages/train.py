@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from danlu.core.track import Tracker, read_lines
 from danlu.evaluation.overfitting import diverged, overfitting
 from danlu.experiment import Asked
 from danlu.models import pretrained
-from danlu.stages import evaluate, gain, plan, preflight, report
+from danlu.stages import evaluate, gain, pace, preflight, report
 from danlu.stages.build import Trainable, build, fitting, trial, validation
 from danlu.stages.load import seal
 from danlu.stages.modality import modality
@@ -314,7 +314,7 @@ def train(run: Run, prepared: Prepared, say: Say) -> None:
         say(f"going on from step {state.step} of {options.steps}")
     elif run.has("metrics.jsonl"):
         say("no checkpoint was taken yet: training begins again, to the same result")
-    update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock, say)
+    prepared = update(run, prepared, built, best, Tracker(run.path, offsets, state.step), clock, say)
     conclude(run, prepared, built, best, clock, say)
 
 
@@ -341,21 +341,28 @@ def announce(run: Run, prepared: Prepared, built: Trainable, say: Say) -> Prepar
         room = device.machine().memory_available + device.resident_memory_bytes()
         prepared, expected = fitting(built, prepared, expected, room)
         write_settings(run, prepared)
-    options, before = prepared.experiment.training, prepared
-    prepared = plan.in_hours(prepared, expected)
+    before, prepared = prepared, pace.in_hours(prepared, expected)
     if prepared is not before:
-        write_settings(run, prepared)
-        steps = number(prepared.experiment.training.steps)
-        for learner in built.task.learners().values():
-            learner.schedule = optimizer.schedule(options.schedule, steps, options.warmup, options.final_rate)
-    until = number(prepared.experiment.training.steps)
+        lengthen(run, prepared, built)
+    options = prepared.experiment.training
+    until = number(options.steps)
     seconds = expected["seconds_per_step"] * until
     run.write("data.json", {**run.read("data.json"), "expected": {**expected, "seconds": seconds}})
-    for line in preflight.expectation(expected, until, number(prepared.experiment.training.validate_every)):
+    for line in preflight.expectation(expected, until, number(options.validate_every)):
         say(line)
     if seconds > 1800 and options.hours is None:
         say("  hours=0.5 takes half an hour; fewer epochs= or a smaller model take less")
     return prepared
+
+
+def lengthen(run: Run, prepared: Prepared, built: Trainable) -> None:
+    """The number of steps has become known, or another: write it, and let the learning rate end there."""
+    write_settings(run, prepared)
+    options = prepared.experiment.training
+    for learner in built.task.learners().values():
+        learner.schedule = optimizer.schedule(
+            options.schedule, number(options.steps), options.warmup, options.final_rate
+        )
 
 
 @dataclass
@@ -371,49 +378,67 @@ class Clock:
 
 def update(
     run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, tracker: Tracker, clock: Clock, say: Say
-) -> None:
-    """All the steps there still are, with everything that happens around them.
+) -> Prepared:
+    """All the steps there still are, with everything that happens around them; the same with the steps there were in the end.
+
+    With `hours=` the clock decides once, on the way, how many there will be (`pace.on_time`).
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint has been taken.
     """
-    options, state = prepared.experiment.training, built.state
+    options, state, interrupt = prepared.experiment.training, built.state, hooks.Interrupt()
     state.skips, state.spike = options.skips, options.spike or 0.0
-    until, every = number(options.steps), number(options.validate_every)
-    progress, interrupt = hooks.Progress(until), hooks.Interrupt()
-    batches = validation(prepared)
-    save = hooks.Save(run.checkpoints, every, until, tracker, best, clock)
-    chain: list[Any] = [
-        hooks.Record(tracker, prepared.steps_per_epoch),
-        hooks.Skipped(save, progress.say),
-        *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
-        interrupt,
-    ]
-    if batches:
-        chain.append(
-            hooks.Validate(
-                built.model, built.task.measures, batches, every, until, options.patience, tracker, best, progress.say
+    batches, every, decided = validation(prepared), number(options.validate_every), pace.mark(prepared)
+
+    def go(until: int, end: int) -> None:
+        """Until step `until` of `end`."""
+        progress = hooks.Progress(end)
+        save = hooks.Save(run.checkpoints, every, end, tracker, best, clock)
+        chain: list[Any] = [
+            hooks.Record(tracker, prepared.steps_per_epoch),
+            hooks.Skipped(save, progress.say),
+            *([hooks.Limit(options.hours * 3600, clock)] if options.hours else []),
+            interrupt,
+        ]
+        if batches:
+            validate = hooks.Validate(
+                built.model, built.task.measures, batches, every, end, options.patience, tracker, best, progress.say
             )
-        )
-    chain += [
-        *modality(prepared.task).watch(run.path, prepared, built.model, every, until, progress.say),
-        save,
-        Page(run.path, every),
-        progress,
-    ]
+            chain.append(validate)
+        chain += [
+            *modality(prepared.task).watch(run.path, prepared, built.model, every, end, progress.say),
+            save,
+            Page(run.path, every),
+            progress,
+        ]
+        try:
+            fit(state, until, chain)
+            if (
+                until < end and state.stop is None
+            ):  # what is decided now must not be decided for steps that were made before
+                save.begin(state)
+            save.wait()
+        finally:
+            if save.writing:  # after an error: nobody else may have the run before
+                save.writing.join()
+
     say(f"watch it: {report.write(run.path)} is written again every {every} steps")
     try:
         with listening(interrupt):
-            try:
-                fit(state, until, chain)
-            finally:
-                if save.writing:  # after an error: nobody else may have the run before
-                    save.writing.join()
+            if decided is not None and state.step <= decided:
+                go(decided, number(options.steps))
+                if state.stop is None:
+                    prepared = pace.on_time(prepared, state.step, clock())
+                    lengthen(run, prepared, built)
+                    say("{value:,} updates in all, {origin}".format(**asdict(prepared.settings["steps"])))
+            until = number(prepared.experiment.training.steps)
+            go(until, until)
     finally:
         tracker.close()
     if state.stop and state.stop.startswith("interrupted"):
         run.update(status="interrupted")
         raise Interrupted(f"stopped after step {state.step} of {until}; go on with: danlu resume {run.path}")
+    return prepared
 
 
 def conclude(run: Run, prepared: Prepared, built: Trainable, best: hooks.Best, clock: Clock, say: Say) -> None:
