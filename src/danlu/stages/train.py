@@ -413,9 +413,8 @@ def update(
         ]
         try:
             fit(state, until, chain)
-            if (
-                until < end and state.stop is None
-            ):  # what is decided now must not be decided for steps that were made before
+            # what the clock decides now must not reach back, but no checkpoint lies between two skipped updates
+            if until < end and state.stop is None and not hooks.unsettled(state):
                 save.begin(state)
             save.wait()
         finally:
