@@ -1093,7 +1093,7 @@ def test_linear_cosine_and_wsd() -> None:
     rules: dict[str, Callable[[float, float], float]] = {
         "linear": lambda d, e: e + (1 - e) * (1 - d),
         "cosine": lambda d, e: e + (1 - e) * (1 + math.cos(math.pi * d)) / 2,
-        "wsd": lambda d, e: e + (1 - e) * min(1.0, (1 - d) / 0.2),
+        "wsd": lambda d, e: e + (1 - e) * min(1.0, (1 - d) / 0.5),
     }
     for kind, rule in rules.items():
         for asked in (None, 0.0, 0.3):

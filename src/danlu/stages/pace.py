@@ -14,8 +14,11 @@ from danlu.stages.prepare import Prepared, number
 
 IN_TIME = 0.95
 """Share of `hours` that is planned, so that the schedule of the learning rate comes to its end before the limit."""
-MARK, ON_TIME = 0.8, 0.99
-"""Share of the planned updates after which the clock decides how many there will be, and the share of `hours` that those fill."""
+MARK, ON_TIME = 0.5, 0.98
+"""Share of the planned updates after which the clock decides how many there will be, and the share of `hours` that those fill.
+
+Not later: the rate of `wsd` begins to fall there, and would make a step.
+"""
 WORTHLESS = 40
 """Passes over a text after which another teaches nothing (Muennighoff et al. 2023): a plan ends there, even before its hours do."""
 LOOKS = 8

@@ -131,7 +131,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "wsd": lambda done: min(1.0, (1 - done) / 0.2),
+    "wsd": lambda done: min(1.0, (1 - done) / 0.5),
 }
 """schedule -> (share done of what follows the warm-up -> height above the end, of the peak's)"""
 
@@ -140,7 +140,7 @@ def schedule(kind: str, steps: int, warmup: float, final_rate: float | None = No
     """step (from 0) -> factor on the peak learning rate.
 
     A linear warm-up over `warmup * steps` updates whose first update already learns, then: `constant`; `linear`; `cosine`
-    (Loshchilov and Hutter 2017); `wsd`, constant until the last fifth and then linear (Hu et al. 2024).
+    (Loshchilov and Hutter 2017); `wsd`, constant and then linear (Hu et al. 2024), half each: better here than a falling fifth (docs/pretraining.md).
 
     final_rate: the factor at the end; None is 0, with `cosine` 0.1.
 
