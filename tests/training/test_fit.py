@@ -567,7 +567,7 @@ def test_schedules_rise_and_fall(kind: str, expected: list[float]) -> None:
 def test_schedules_end_where_they_are_told(kind: str) -> None:
     factor = schedule(kind, 12, 2 / 12, 0.25)
     assert factor(1) == factor(2) == 1.0 and factor(12) == factor(99) == pytest.approx(0.25)
-    assert factor(11) > 0.25 and (kind != "wsd" or factor(7) == pytest.approx(1.0) and factor(8) < 0.9)
+    assert factor(11) > 0.25 and (kind != "wsd" or (factor(7) == pytest.approx(1.0) and factor(8) < 0.9))
 
 
 def test_a_schedule_that_there_is_not_is_an_error_that_lists_them() -> None:
