@@ -27,9 +27,8 @@ def test_a_run_in_bfloat16_is_a_whole_run(kind, danlu, chatter, sorter, chat_fil
         "autoencoder": lambda: images(digits, "autoencoder"),
         "gan": lambda: images(digits, "gan"),
     }[kind]()
-    if (
-        kind == "resnet18"
-    ):  # divides by deviations over the batch: of sixteen images they make the path of either format its own
+    if kind == "resnet18":
+        # it divides by deviations over the batch: with sixteen images, seeds part the formats by -5 to +8 %
         words = ["batch_size=64" if word.startswith("batch_size=") else word for word in words]
     words = [word for word in words if word.split("=")[0] not in ("precision", "steps", "validate_every", "patience")]
     losses = {}
@@ -45,9 +44,8 @@ def test_a_run_in_bfloat16_is_a_whole_run(kind, danlu, chatter, sorter, chat_fil
         assert answered.json[0]["answer" if kind != "texts" else "label"]
     if kind != "gan":  # two networks that chase each other
         a, b = (sum(losses[each]) for each in ("bfloat16", "float32"))
-        assert (
-            a == pytest.approx(b, rel=0.03 if kind == "resnet18" else 0.01) and losses["bfloat16"] != losses["float32"]
-        )
+        near = 0.03 if kind == "resnet18" else 0.01
+        assert a == pytest.approx(b, rel=near) and losses["bfloat16"] != losses["float32"]
 
 
 @pytest.mark.parametrize("kind", ["chat", "texts", "gpt"])
